@@ -1,0 +1,214 @@
+"""Evaluates the newest checkpoint of a training run, again and again.
+
+    python cifar10_eval.py                            beside the trainer
+    CUDA_VISIBLE_DEVICES=1 python cifar10_eval.py     on the second GPU
+    python cifar10_eval.py --run_once                 once, then end
+
+Precision @ 1 is how often the class with the largest logit is the label. The
+variables are replaced by their moving averages. Every image counts exactly once.
+It ends by itself when the training run is finished and its last checkpoint done.
+"""
+
+from datetime import datetime
+import itertools
+import os
+import time
+
+import cifar10
+import cifar10_input
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+FLAGS = tf.flags.FLAGS
+tf.flags.DEFINE_string('eval_dir', '/tmp/cifar10_eval', 'Folder for TensorBoard events.')
+tf.flags.DEFINE_enum('eval_data', 'test', ['test', 'train_eval'],
+                     'Evaluate on the test set or on the training set.')
+tf.flags.DEFINE_string('checkpoint_dir', '/tmp/cifar10_train', 'Folder of the checkpoints.')
+tf.flags.DEFINE_integer('eval_interval_secs', 300, 'Seconds between two evaluations.',
+                        lower_bound=1)
+tf.flags.DEFINE_integer('num_examples', cifar10.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL,
+                        'How many images to evaluate; unless given, at most as many as there are.',
+                        lower_bound=1)
+tf.flags.DEFINE_bool('run_once', False, 'Evaluate once and end.')
+tf.flags.DEFINE_bool('use_moving_averages', True,
+                     'Evaluate the moving averages of the variables, not their last values.')
+
+# Between two evaluations: how often to look whether the training run is finished.
+POLL_SECS = 5.0
+
+
+class Unusable(Exception):
+    """Why a checkpoint can't be evaluated."""
+
+
+def model_variables():
+    """Dict of name in the checkpoint -> tf.Variable, for the ten variables of the model."""
+    average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
+    return {average.average_name(variable) if FLAGS.use_moving_averages else variable.op.name:
+            variable for variable in tf.trainable_variables()}
+
+
+def restore(session, saver, variables, checkpoint):
+    """Reads the variables from a Checkpoint, which the trainer may delete at any moment.
+
+    Raises:
+      Unusable: it is damaged, deleted, or lacks a variable.
+    """
+    try:
+        problem = (cifar10.checkpoint_damage(checkpoint.path) or
+                   cifar10.checkpoint_misfit(checkpoint.path, variables))
+        if problem is None:
+            saver.restore(session, checkpoint.path)
+    except (tf.errors.OpError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+    if problem is not None:
+        hint = '' if FLAGS.use_moving_averages else ' (without moving averages)'
+        raise Unusable(problem + hint)
+
+
+def count_correct(session, correct, finite, summary_op, num_examples):
+    """Runs the network over `num_examples` images.
+
+    Args:
+      session: a tf.Session whose variables are set.
+      correct: [n] bool tensor, is the prediction of an image right?
+      finite: scalar bool tensor, are the logits numbers?
+      summary_op: run with the first batch.
+      num_examples: how many images to count.
+
+    Returns:
+      The number of right predictions, and the serialized summary.
+
+    Raises:
+      Unusable: the logits aren't finite.
+      cifar10.UserError: the input ended early.
+    """
+    coordinator = tf.train.Coordinator()
+    threads = tf.train.start_queue_runners(session, coordinator)
+    seen = right = 0
+    summary = None
+    try:
+        while seen < num_examples:
+            if summary is None:
+                is_correct, is_finite, summary = session.run([correct, finite, summary_op])
+            else:
+                is_correct, is_finite = session.run([correct, finite])
+            if not is_finite:
+                raise Unusable('with its variables the logits are not finite')
+            is_correct = is_correct[:num_examples - seen]
+            seen += is_correct.size
+            right += np.count_nonzero(is_correct)
+    except tf.errors.OutOfRangeError:
+        pass  # Also when the input failed; join() then raises the reason.
+    finally:
+        coordinator.request_stop()
+        coordinator.join(threads, stop_grace_period_secs=10)
+    if seen != num_examples:
+        raise cifar10.UserError('only %d of %d images could be read' % (seen, num_examples))
+    return right, summary
+
+
+def num_examples_to_evaluate():
+    """--num_examples; where it was not given and there are fewer images, all of them.
+
+    Raises:
+      tf.flags.IllegalFlagValueError: there are fewer than asked for.
+    """
+    available = cifar10_input.num_examples(FLAGS.eval_data == 'test', cifar10.data_folder())
+    if FLAGS.num_examples > available and FLAGS['num_examples'].present:
+        raise tf.flags.IllegalFlagValueError(
+            'flag --num_examples=%d: --eval_data=%s has only %d images'
+            % (FLAGS.num_examples, FLAGS.eval_data, available))
+    return min(FLAGS.num_examples, available)
+
+
+def evaluate():
+    """Evaluates checkpoints as they appear, each one once, the newest first.
+
+    Raises:
+      cifar10.UserError: with --run_once there is no checkpoint that can be evaluated.
+    """
+    num_examples = num_examples_to_evaluate()
+    with tf.Graph().as_default() as graph:
+        images, labels = cifar10.inputs(eval_data=FLAGS.eval_data == 'test')
+        logits = cifar10.inference(images)
+        # Not tf.nn.in_top_k: that takes a tie between all ten classes for a hit.
+        correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+        finite = tf.reduce_all(tf.is_finite(logits))
+        # Those of cifar10; the input queues add summaries of their own.
+        summary_op = tf.summary.merge(tf.get_collection(tf.GraphKeys.SUMMARIES, 'summaries/'))
+        variables = model_variables()
+        saver = tf.train.Saver(variables)
+        start_input = tf.local_variables_initializer()
+        writer = tf.summary.FileWriter(FLAGS.eval_dir, graph)
+
+        def evaluate_one(checkpoint):
+            print('Evaluating %s on %d images.' % (checkpoint.path, num_examples), flush=True)
+            with tf.Session(config=cifar10.session_config()) as session:
+                session.run(start_input)
+                restore(session, saver, variables, checkpoint)
+                right, serialized = count_correct(session, correct, finite, summary_op,
+                                                  num_examples)
+            precision = right / num_examples
+            print('%s: precision @ 1 = %.3f' % (datetime.now(), precision), flush=True)
+            summary = tf.Summary.FromString(serialized)
+            summary.value.add(tag='Precision @ 1', simple_value=precision)
+            writer.add_summary(summary, checkpoint.step)
+            writer.flush()
+
+        watch(evaluate_one)
+
+
+def watch(evaluate_one):
+    """Calls `evaluate_one` with the newest Checkpoint, and again when there is a newer one.
+
+    It may raise Unusable; then the next older one takes its place. Returns when the
+    training run is finished and nothing is left to evaluate, or after --run_once.
+    """
+    evaluated, unusable = set(), set()
+    next_evaluation = 0.0
+    waiting = False
+    while True:
+        # Read before the folder is listed, so that the last checkpoint is in the list.
+        finished = cifar10.finished_step(FLAGS.checkpoint_dir)
+        newer = itertools.takewhile(lambda checkpoint: checkpoint not in evaluated,
+                                    cifar10.checkpoints(FLAGS.checkpoint_dir))
+        checkpoint = next((each for each in newer if each not in unusable), None)
+
+        if checkpoint and (time.time() >= next_evaluation or finished is not None):
+            next_evaluation = time.time() + FLAGS.eval_interval_secs
+            waiting = False
+            try:
+                evaluate_one(checkpoint)
+            except Unusable as error:
+                print('Skipping %s: %s' % (checkpoint.path, error), flush=True)
+                unusable.add(checkpoint)
+                next_evaluation = 0.0
+                continue
+            evaluated.add(checkpoint)
+            if FLAGS.run_once:
+                return
+        elif finished is not None and not checkpoint:
+            print('Training finished at step %d and its last checkpoint is done.' % finished)
+            return
+        elif FLAGS.run_once:
+            raise cifar10.UserError('no checkpoint to evaluate in %s; train first, or name the '
+                                    'folder with --checkpoint_dir' % FLAGS.checkpoint_dir)
+        else:
+            if not waiting:
+                print('Waiting for %s checkpoint in %s.'
+                      % ('a newer' if evaluated else 'the first', FLAGS.checkpoint_dir), flush=True)
+                waiting = True
+            time.sleep(min(POLL_SECS, FLAGS.eval_interval_secs))
+
+
+def main():
+    cifar10.on_signal(lambda number: os._exit(128 + number))
+    cifar10.maybe_download_and_extract()
+    print(cifar10.describe_devices(), flush=True)
+    evaluate()
+
+
+if __name__ == '__main__':
+    cifar10.run(main)

@@ -1,0 +1,255 @@
+"""CIFAR-10 records on disk -> batches of images and labels.
+
+    string_input_producer        names of the data files, in random order
+      -> FixedLengthRecordReader up to 256 records at a time
+      -> decode, distort, standardize
+      -> RandomShuffleQueue      filled by 16 queue-runner threads
+      -> dequeue_many            one batch
+
+`distorted_inputs` builds this pipeline for training, `inputs` its plain sibling
+for evaluation. Every stage works on many images at once: the cost of starting an
+op, a few microseconds for each of some thirty of them, is paid once for 256
+images and not for every image.
+
+A record of the binary version of the data set is 3,073 bytes: one label byte,
+then the red, the green and the blue plane of 32 rows of 32 bytes each
+(https://www.cs.toronto.edu/~kriz/cifar.html).
+"""
+
+import collections
+import os
+
+# TensorFlow reads these at import. A machine without an NVIDIA driver need not hear
+# about failed attempts to load it; elsewhere errors of the C++ side are worth seeing.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL',
+                      '2' if os.path.exists('/proc/driver/nvidia') else '3')
+# A trainer and an evaluator can share a GPU: neither takes more memory than it needs.
+os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')
+
+import tensorflow.compat.v1 as tf
+
+tf.logging.set_verbosity(tf.logging.ERROR)
+tf.disable_v2_behavior()
+tf.enable_resource_variables()  # So that no read of a variable races with its update.
+
+IMAGE_SIZE = 24
+NUM_CLASSES = 10
+NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
+NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
+
+RECORD_HEIGHT = RECORD_WIDTH = 32
+RECORD_DEPTH = 3
+LABEL_BYTES = 1
+RECORD_BYTES = LABEL_BYTES + RECORD_HEIGHT * RECORD_WIDTH * RECORD_DEPTH
+
+NUM_PREPROCESS_THREADS = 16
+RECORDS_PER_READ = 256
+
+MAX_BRIGHTNESS_DELTA = 63.0
+CONTRAST_RANGE = (0.2, 1.8)
+
+Record = collections.namedtuple(
+    'Record', ['height', 'width', 'depth', 'key', 'label', 'uint8image'])
+
+
+def data_files(eval_data, data_dir):
+    """Paths of the five training files or, if `eval_data`, of the one test file.
+
+    Raises:
+      ValueError: a file is missing, empty, or not made of whole records.
+    """
+    names = (['test_batch.bin'] if eval_data else
+             ['data_batch_%d.bin' % i for i in range(1, 6)])
+    paths = [os.path.join(data_dir, name) for name in names]
+    for path in paths:
+        if not os.path.isfile(path):
+            raise ValueError('%s: no such file' % path)
+        size = os.path.getsize(path)
+        if size == 0 or size % RECORD_BYTES:
+            raise ValueError('%s: %d bytes are not a whole number of records of %d bytes'
+                             % (path, size, RECORD_BYTES))
+    return paths
+
+
+def num_examples(eval_data, data_dir):
+    """The number of records in the training files or, if `eval_data`, in the test file."""
+    return sum(os.path.getsize(path) // RECORD_BYTES
+               for path in data_files(eval_data, data_dir))
+
+
+def read_cifar10(filename_queue, num_records=None):
+    """Reads one record, or up to `num_records` of them, from the files in a queue.
+
+    Args:
+      filename_queue: a queue of paths of CIFAR-10 binary files.
+      num_records: None for a single example; otherwise the largest number of
+        records per read. A read stops at the end of a file, so n below varies.
+
+    Returns:
+      A Record:
+        height, width, depth: 32, 32, 3.
+        key: string, FILE:RECORD. Shape [], or [n] for many records.
+        label: int32 in 0..9. Shape [1], or [n, 1].
+        uint8image: uint8. Shape [32, 32, 3], or [n, 32, 32, 3].
+    """
+    reader = tf.FixedLengthRecordReader(record_bytes=RECORD_BYTES)
+    if num_records is None:
+        key, value = reader.read(filename_queue)
+        leading = []
+    else:
+        key, value = reader.read_up_to(filename_queue, num_records)
+        leading = [-1]
+
+    record = tf.reshape(tf.decode_raw(value, tf.uint8), leading + [RECORD_BYTES])
+    label = tf.cast(record[..., :LABEL_BYTES], tf.int32)
+    planes = tf.reshape(record[..., LABEL_BYTES:],
+                        leading + [RECORD_DEPTH, RECORD_HEIGHT, RECORD_WIDTH])
+    to_channels_last = [1, 2, 0] if num_records is None else [0, 2, 3, 1]
+    return Record(RECORD_HEIGHT, RECORD_WIDTH, RECORD_DEPTH, key, label,
+                  tf.transpose(planes, to_channels_last))
+
+
+def random_crop_and_flip(images):
+    """Cuts a random 24x24 window out of each image and mirrors about half of them.
+
+    Both are one gather of pixels: a crop shifts the indices of the columns, a
+    flip reverses them.
+
+    Args:
+      images: [n, 32, 32, 3], any type.
+
+    Returns:
+      [n, 24, 24, 3] of the same type.
+    """
+    n = tf.shape(images)[0]
+
+    def one_per_image(maxval):
+        return tf.random_uniform([n, 1, 1], maxval=maxval, dtype=tf.int32)
+
+    offset = tf.range(IMAGE_SIZE)
+    rows = one_per_image(RECORD_HEIGHT - IMAGE_SIZE + 1) + offset[:, tf.newaxis]
+    # Where flip is 1, offset + flip * (23 - 2 * offset) counts down from 23.
+    flip = one_per_image(2)
+    columns = (one_per_image(RECORD_WIDTH - IMAGE_SIZE + 1) +
+               offset + flip * (IMAGE_SIZE - 1 - 2 * offset))
+    image = tf.range(n)[:, tf.newaxis, tf.newaxis]
+    pixels = tf.reshape(images, [-1, RECORD_DEPTH])
+    return tf.gather(pixels, (image * RECORD_HEIGHT + rows) * RECORD_WIDTH + columns)
+
+
+def random_brightness(images):
+    """Adds a random number from [-63, 63) to each image of [n, height, width, 3]."""
+    delta = tf.random_uniform([tf.shape(images)[0], 1, 1, 1],
+                              -MAX_BRIGHTNESS_DELTA, MAX_BRIGHTNESS_DELTA)
+    return images + delta
+
+
+def random_contrast(images):
+    """Scales each image's distance from its mean by a random factor from [0.2, 1.8).
+
+    Args:
+      images: [n, height, width, 3] float32. The mean is that of each channel.
+
+    Returns:
+      The same shape and type.
+    """
+    factor = tf.random_uniform([tf.shape(images)[0], 1, 1, 1], *CONTRAST_RANGE)
+    mean = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
+    return (images - mean) * factor + mean
+
+
+def standardize(images):
+    """Gives each image of [n, height, width, 3] float32 mean 0 and stddev 1.
+
+    The stddev that it divides by is at least 1/sqrt(number of values), so that
+    images of a single colour become zeros:
+    https://www.tensorflow.org/api_docs/python/tf/image/per_image_standardization
+    """
+    num_values = tf.cast(tf.size(images[0]), tf.float32)
+    mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
+    centered = images - mean
+    variance = tf.reduce_mean(tf.square(centered), axis=[1, 2, 3], keepdims=True)
+    return centered * tf.minimum(tf.rsqrt(variance), tf.sqrt(num_values))
+
+
+def distort(images):
+    """[n, 32, 32, 3] uint8 -> [n, 24, 24, 3] float32, each image distorted on its own."""
+    with tf.name_scope('distort'):
+        images = tf.cast(random_crop_and_flip(images), tf.float32)
+        return standardize(random_contrast(random_brightness(images)))
+
+
+def crop_center(images):
+    """[n, 32, 32, 3] -> the central [n, 24, 24, 3]."""
+    top = (RECORD_HEIGHT - IMAGE_SIZE) // 2
+    left = (RECORD_WIDTH - IMAGE_SIZE) // 2
+    return images[:, top:top + IMAGE_SIZE, left:left + IMAGE_SIZE]
+
+
+def distorted_inputs(data_dir, batch_size):
+    """Endless shuffled batches of distorted training images. Pinned to the CPU.
+
+    Args:
+      data_dir: the folder that holds data_batch_1.bin ... data_batch_5.bin.
+      batch_size: images per batch.
+
+    Returns:
+      images: [batch_size, 24, 24, 3] float32, each of mean 0 and stddev 1.
+      labels: [batch_size] int32.
+
+    Raises:
+      ValueError: a data file is missing or not made of whole records.
+    """
+    # Images are drawn from a queue that never holds fewer than this part of the
+    # epoch, so that a batch mixes images from all over it. The first batch has
+    # to wait until the queue is that full.
+    min_fraction_of_examples_in_queue = 0.4
+    min_queue_examples = int(num_examples(False, data_dir) *
+                             min_fraction_of_examples_in_queue)
+    print('Filling queue with %d CIFAR images before starting to train. '
+          'This will take a few seconds.' % min_queue_examples, flush=True)
+
+    with tf.device('/cpu:0'), tf.name_scope('input'):
+        filename_queue = tf.train.string_input_producer(data_files(False, data_dir))
+        record = read_cifar10(filename_queue, RECORDS_PER_READ)
+        images, labels = tf.train.shuffle_batch(
+            [distort(record.uint8image), record.label[:, 0]],
+            batch_size=batch_size,
+            num_threads=NUM_PREPROCESS_THREADS,
+            capacity=min_queue_examples + 3 * max(batch_size, RECORDS_PER_READ),
+            min_after_dequeue=min_queue_examples,
+            enqueue_many=True)
+    return images, labels
+
+
+def inputs(eval_data, data_dir, batch_size):
+    """One pass over the test set or the training set, undistorted. Pinned to the CPU.
+
+    Every record comes exactly once, in an order that the threads decide. The
+    count of epochs is a local variable: run `tf.local_variables_initializer()`.
+
+    Args:
+      eval_data: True for the test set, False for the training set.
+      data_dir: the folder that holds the .bin files.
+      batch_size: images per batch; the last batch is as small as it comes.
+
+    Returns:
+      images: [n, 24, 24, 3] float32, central crops, each of mean 0 and stddev 1.
+      labels: [n] int32. n is at most batch_size.
+
+    Raises:
+      ValueError: a data file is missing or not made of whole records.
+      tf.errors.OutOfRangeError: when run after the last batch.
+    """
+    with tf.device('/cpu:0'), tf.name_scope('input'):
+        filename_queue = tf.train.string_input_producer(
+            data_files(eval_data, data_dir), num_epochs=1, shuffle=False)
+        record = read_cifar10(filename_queue, RECORDS_PER_READ)
+        images = standardize(tf.cast(crop_center(record.uint8image), tf.float32))
+        return tf.train.batch(
+            [images, record.label[:, 0]],
+            batch_size=batch_size,
+            num_threads=NUM_PREPROCESS_THREADS,
+            capacity=3 * max(batch_size, RECORDS_PER_READ),
+            enqueue_many=True,
+            allow_smaller_final_batch=True)

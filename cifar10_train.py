@@ -1,0 +1,208 @@
+"""Trains the CIFAR-10 network on one device, a GPU if there is one.
+
+    python cifar10_train.py                       start, or go on where it stopped
+    python cifar10_train.py --max_steps=100000    train up to this step
+    python cifar10_eval.py                        beside it: precision @ 1
+    tensorboard --logdir /tmp/cifar10_train       losses, images, distributions
+
+A checkpoint is written every two minutes and at the end. Ctrl-C or SIGTERM end
+the run after the current step and a last checkpoint; the same command resumes it.
+"""
+
+import collections
+import contextlib
+from datetime import datetime
+import fcntl
+import os
+import signal
+import time
+
+import cifar10
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+FLAGS = tf.flags.FLAGS
+tf.flags.DEFINE_string('train_dir', '/tmp/cifar10_train',
+                       'Folder for checkpoints and TensorBoard events; resumed if it has any.')
+tf.flags.DEFINE_integer('max_steps', 1000000, 'Train up to this global step.', lower_bound=1)
+tf.flags.DEFINE_bool('log_device_placement', False, 'Log on which device each op runs.')
+tf.flags.DEFINE_integer('log_frequency', 10, 'Steps between two lines of the log.', lower_bound=1)
+tf.flags.DEFINE_integer('save_checkpoint_secs', 120, 'Seconds between two checkpoints.',
+                        lower_bound=1)
+tf.flags.DEFINE_integer('max_to_keep', 5, 'Checkpoints to keep, the newest; 0 keeps all.',
+                        lower_bound=0)
+
+SUMMARY_STEPS = 100
+
+# What to train: the op that does a step, its loss, and how many images it takes.
+Step = collections.namedtuple('Step', ['train_op', 'loss', 'num_images'])
+
+
+def build_step(global_step):
+    """Builds the training graph for one device. Returns a Step."""
+    images, labels = cifar10.distorted_inputs()
+    loss = cifar10.loss(cifar10.inference(images), labels)
+    return Step(cifar10.train(loss, global_step), loss, FLAGS.batch_size)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Makes the folder and holds its lock, which goes with the process, however it ends.
+
+    Raises:
+      tf.flags.IllegalFlagValueError: the folder can't be written.
+      cifar10.UserError: another trainer holds the lock.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = open(os.path.join(folder, '.lock'), 'w')
+    except OSError as error:
+        raise tf.flags.IllegalFlagValueError('flag --train_dir=%s: %s' % (folder, error.strerror))
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise cifar10.UserError('another trainer is at work in %s; wait for it, stop it, or '
+                                    'choose another --train_dir' % folder)
+        yield
+
+
+def newest_checkpoint(folder):
+    """The newest readable Checkpoint, or None. Names the damaged ones that it passes over."""
+    for checkpoint in cifar10.checkpoints(folder):
+        damage = cifar10.checkpoint_damage(checkpoint.path)
+        if damage is None:
+            return checkpoint
+        print('Passing over %s, which is damaged: %s' % (checkpoint.path, damage), flush=True)
+    return None
+
+
+class FiniteVariables(tf.train.CheckpointSaverListener):
+    """Refuses to save a checkpoint with a NaN or an infinity in it."""
+
+    def begin(self):
+        self._finite = {variable.op.name: tf.reduce_all(tf.is_finite(variable))
+                        for variable in tf.global_variables() if variable.dtype.is_floating}
+
+    def before_save(self, session, global_step_value):
+        finite = session.run(self._finite)
+        bad = sorted(name for name in finite if not finite[name])
+        if bad:
+            raise diverged('%s is not finite' % ', '.join(bad))
+
+
+def diverged(what):
+    return cifar10.UserError(
+        'training diverged: %s. Nothing that is not finite was saved; the last checkpoint in %s '
+        'is good. Try a lower learning rate.' % (what, FLAGS.train_dir))
+
+
+def restorer(saver, checkpoint):
+    """A Scaffold's init_fn that starts from a Checkpoint, or None.
+
+    Raises:
+      cifar10.UserError: the checkpoint is not one of this model.
+    """
+    if checkpoint is None:
+        return None
+    misfit = cifar10.checkpoint_misfit(
+        checkpoint.path, {variable.op.name: variable for variable in tf.global_variables()})
+    if misfit is not None:
+        raise cifar10.UserError('%s does not fit this model: %s. Choose another --train_dir, or '
+                                'the code that wrote it.' % (checkpoint.path, misfit))
+    # Rotation goes on from the checkpoints that are there.
+    saver.recover_last_checkpoints(
+        [path for _, path in reversed(cifar10.checkpoints(FLAGS.train_dir))])
+    return lambda scaffold, session: saver.restore(session, checkpoint.path)
+
+
+def run_steps(step, global_step, checkpoint):
+    """Runs a Step until --max_steps or a signal.
+
+    Args:
+      step: the Step.
+      global_step: the variable that counts the steps.
+      checkpoint: the Checkpoint to start from, or None.
+
+    Returns:
+      The global step at the end, and the number of the signal or None.
+
+    Raises:
+      cifar10.UserError: the loss or a variable isn't finite.
+    """
+    with tf.control_dependencies([step.train_op]):
+        steps_done = tf.identity(global_step)
+    saver = tf.train.Saver(max_to_keep=FLAGS.max_to_keep, save_relative_paths=True)
+    scaffold = tf.train.Scaffold(saver=saver, init_fn=restorer(saver, checkpoint))
+    hooks = [
+        tf.train.CheckpointSaverHook(FLAGS.train_dir, save_secs=FLAGS.save_checkpoint_secs,
+                                     saver=saver, listeners=[FiniteVariables()]),
+        tf.train.SummarySaverHook(save_steps=SUMMARY_STEPS, output_dir=FLAGS.train_dir,
+                                  summary_op=tf.summary.merge_all()),
+    ]
+    config = cifar10.session_config(log_device_placement=FLAGS.log_device_placement)
+
+    signals = []
+    cifar10.on_signal(signals.append)
+    done = checkpoint.step if checkpoint else 0
+    logged, logged_at = done, time.time()
+    with tf.train.MonitoredTrainingSession(hooks=hooks, scaffold=scaffold, config=config,
+                                           save_checkpoint_secs=None) as session:
+        while done < FLAGS.max_steps and not signals:
+            before = done
+            _, loss, done = session.run([step.train_op, step.loss, steps_done])
+            if not np.isfinite(loss):
+                raise diverged('the loss of step %d is %s' % (before, loss))
+            # A loss scaler may skip a step; then it is not counted, nor logged.
+            if done > before and before % FLAGS.log_frequency == 0:
+                now = time.time()
+                seconds = (now - logged_at) / (done - logged)
+                print('%s: step %d, loss = %.2f (%.1f examples/sec; %.3f sec/batch)'
+                      % (datetime.now(), before, loss, step.num_images / seconds, seconds),
+                      flush=True)
+                logged, logged_at = done, now
+    return done, signals[0] if signals else None
+
+
+def train(build):
+    """Trains in --train_dir, from the newest checkpoint there if there is one.
+
+    Args:
+      build: function of the global step that builds the graph and returns a Step.
+
+    Returns:
+      The exit status: 0, or 128 + the number of the signal that ended the run.
+    """
+    cifar10.maybe_download_and_extract()
+    with locked(FLAGS.train_dir), tf.Graph().as_default():
+        checkpoint = newest_checkpoint(FLAGS.train_dir)
+        if checkpoint and checkpoint.step >= FLAGS.max_steps:
+            print('Nothing to do: %s has reached --max_steps=%d already.'
+                  % (checkpoint.path, FLAGS.max_steps))
+            return 0
+
+        print(cifar10.describe_devices(), flush=True)
+        if checkpoint:
+            print('Resuming from %s.' % checkpoint.path, flush=True)
+        cifar10.mark_finished(FLAGS.train_dir, None)
+        with tf.device('/cpu:0'):
+            global_step = tf.train.get_or_create_global_step()
+        done, signal_number = run_steps(build(global_step), global_step, checkpoint)
+
+        saved = os.path.join(FLAGS.train_dir, 'model.ckpt-%d' % done)
+        if signal_number is None:
+            cifar10.mark_finished(FLAGS.train_dir, done)
+            print('Finished at step %d. Saved %s.' % (done, saved), flush=True)
+            return 0
+        print('Stopped by %s at step %d. Saved %s; the same command goes on from there.'
+              % (signal.Signals(signal_number).name, done, saved), flush=True)
+        return 128 + signal_number
+
+
+def main():
+    return train(build_step)
+
+
+if __name__ == '__main__':
+    cifar10.run(main)
