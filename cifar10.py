@@ -15,8 +15,11 @@ import collections
 import os
 import re
 import signal
+import socket
 import sys
+import tempfile
 import threading
+import time
 
 import cifar10_download
 import cifar10_input
@@ -159,6 +162,36 @@ def image_summary(tag, images, max_outputs=8):
 def _activation_summary(layer, activations):
     histogram_summary(layer + '/activations', activations)
     scalar_summary(layer + '/sparsity', tf.nn.zero_fraction(activations))
+
+
+class EventWriter(object):
+    """Writes what TensorBoard reads, at once and in the thread that calls.
+
+    tf.summary.FileWriter leaves that to a thread of its own. In TensorFlow 1.15 it
+    dies on a full disk, and the run then waits for it for ever.
+
+    Raises, from all methods:
+      UserError: the file can't be written.
+    """
+
+    def __init__(self, folder):
+        path = os.path.join(folder, 'events.out.tfevents.%010d.%s.%d' % (
+            time.time(), socket.gethostname(), os.getpid()))
+        self._writer = tf.io.TFRecordWriter(path)
+        self._write(file_version='brain.Event:2')
+
+    def add_graph(self, graph):
+        self._write(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
+
+    def add_summary(self, serialized, step):
+        self._write(summary=tf.Summary.FromString(serialized), step=step)
+
+    def _write(self, **fields):
+        try:
+            self._writer.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            raise UserError('can\'t write events for TensorBoard: %s' % brief(error))
 
 
 # --- Inference ---------------------------------------------------------------
@@ -464,6 +497,28 @@ class UserError(Exception):
     """What a user can mend; the text says what is wrong and the way out."""
 
 
+def brief(error):
+    """One line of an error's text, which may hold a whole stack trace."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # TensorFlow's errors with files read 'PATH; REASON', in 2.x somewhere in the middle.
+    return next((line for line in lines if re.match(r'\S+; ', line)), lines[0])
+
+
+def make_folder(flag):
+    """Makes the folder that a flag names, if need be.
+
+    Raises:
+      tf.flags.IllegalFlagValueError: that, or writing to it, is not possible.
+    """
+    folder = FLAGS[flag].value
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise tf.flags.IllegalFlagValueError(
+            'flag --%s=%s: can\'t write there: %s' % (flag, folder, error.strerror))
+
+
 def on_signal(first):
     """Has SIGINT and SIGTERM heard even while the main thread waits inside TensorFlow.
 
@@ -496,6 +551,11 @@ def run(main):
     for flags, 1 for other errors that a user can mend, both told in one line, and
     128 + number after a signal.
     """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # Closed: a file of ours would take its place, and get the output.
+            os.open(os.devnull, os.O_RDWR)
     _handle_signals(lambda number, frame: sys.exit(128 + number))
     script = os.path.basename(sys.argv[0])
     tf.flags.DEFINE_bool('help', False, 'Show this text.', short_name='h')
@@ -516,6 +576,9 @@ def run(main):
     except (cifar10_download.DataError, UserError) as error:
         print('%s: %s' % (script, error), file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 # --- Checkpoints -------------------------------------------------------------
@@ -541,7 +604,7 @@ def checkpoint_damage(path):
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return brief(error)
     return None
 
 

@@ -61,7 +61,7 @@ def restore(session, saver, variables, checkpoint):
         if problem is None:
             saver.restore(session, checkpoint.path)
     except (tf.errors.OpError, ValueError) as error:
-        problem = str(error).splitlines()[0]
+        problem = cifar10.brief(error)
     if problem is not None:
         hint = '' if FLAGS.use_moving_averages else ' (without moving averages)'
         raise Unusable(problem + hint)
@@ -141,7 +141,8 @@ def evaluate():
         variables = model_variables()
         saver = tf.train.Saver(variables)
         start_input = tf.local_variables_initializer()
-        writer = tf.summary.FileWriter(FLAGS.eval_dir, graph)
+        events = cifar10.EventWriter(FLAGS.eval_dir)
+        events.add_graph(graph)
 
         def evaluate_one(checkpoint):
             print('Evaluating %s on %d images.' % (checkpoint.path, num_examples), flush=True)
@@ -154,8 +155,7 @@ def evaluate():
             print('%s: precision @ 1 = %.3f' % (datetime.now(), precision), flush=True)
             summary = tf.Summary.FromString(serialized)
             summary.value.add(tag='Precision @ 1', simple_value=precision)
-            writer.add_summary(summary, checkpoint.step)
-            writer.flush()
+            events.add_summary(summary.SerializeToString(), checkpoint.step)
 
         watch(evaluate_one)
 
@@ -205,6 +205,7 @@ def watch(evaluate_one):
 
 def main():
     cifar10.on_signal(lambda number: os._exit(128 + number))
+    cifar10.make_folder('eval_dir')
     cifar10.maybe_download_and_extract()
     print(cifar10.describe_devices(), flush=True)
     evaluate()

@@ -14,6 +14,7 @@ import contextlib
 from datetime import datetime
 import fcntl
 import os
+import re
 import signal
 import time
 
@@ -48,24 +49,25 @@ def build_step(global_step):
 
 @contextlib.contextmanager
 def locked(folder):
-    """Makes the folder and holds its lock, which goes with the process, however it ends.
+    """Holds the folder's lock, which goes with the process, however that ends.
 
     Raises:
-      tf.flags.IllegalFlagValueError: the folder can't be written.
-      cifar10.UserError: another trainer holds the lock.
+      cifar10.UserError: another trainer holds it.
     """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        lock = open(os.path.join(folder, '.lock'), 'w')
-    except OSError as error:
-        raise tf.flags.IllegalFlagValueError('flag --train_dir=%s: %s' % (folder, error.strerror))
-    with lock:
+    with open(os.path.join(folder, '.lock'), 'w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise cifar10.UserError('another trainer is at work in %s; wait for it, stop it, or '
                                     'choose another --train_dir' % folder)
         yield
+
+
+def remove_leftovers(folder):
+    """Removes what a trainer left that was killed while it wrote a checkpoint."""
+    for name in os.listdir(folder):
+        if re.match(r'model\.ckpt-[0-9]+\..*\.tempstate[0-9]+$', name):
+            os.remove(os.path.join(folder, name))
 
 
 def newest_checkpoint(folder):
@@ -78,24 +80,55 @@ def newest_checkpoint(folder):
     return None
 
 
-class FiniteVariables(tf.train.CheckpointSaverListener):
-    """Refuses to save a checkpoint with a NaN or an infinity in it."""
+def diverged(what):
+    return cifar10.UserError(
+        'training diverged: %s. Nothing that is not finite was saved; the last checkpoint in %s '
+        'is good. Try a lower learning rate.' % (what, FLAGS.train_dir))
+
+
+class CheckpointHook(tf.train.SessionRunHook):
+    """Saves a checkpoint every --save_checkpoint_secs and at the end.
+
+    Raises, where a checkpoint is due:
+      cifar10.UserError: a variable isn't finite, or the file can't be written.
+    """
+
+    def __init__(self, saver, global_step, saved_step):
+        """With `saved_step` None the initial values are saved as well."""
+        self._saver = saver
+        self._global_step = global_step
+        self._saved_step = saved_step
 
     def begin(self):
         self._finite = {variable.op.name: tf.reduce_all(tf.is_finite(variable))
                         for variable in tf.global_variables() if variable.dtype.is_floating}
 
-    def before_save(self, session, global_step_value):
-        finite = session.run(self._finite)
+    def after_create_session(self, session, coord):
+        self._saved_at = time.time()
+        if self._saved_step is None:
+            self._save(session)
+
+    def after_run(self, run_context, run_values):
+        if time.time() - self._saved_at >= FLAGS.save_checkpoint_secs:
+            self._save(run_context.session)
+
+    def end(self, session):
+        self._save(session)
+
+    def _save(self, session):
+        step, finite = session.run([self._global_step, self._finite])
         bad = sorted(name for name in finite if not finite[name])
         if bad:
-            raise diverged('%s is not finite' % ', '.join(bad))
-
-
-def diverged(what):
-    return cifar10.UserError(
-        'training diverged: %s. Nothing that is not finite was saved; the last checkpoint in %s '
-        'is good. Try a lower learning rate.' % (what, FLAGS.train_dir))
+            raise diverged('after step %d %s is not finite' % (step, ', '.join(bad)))
+        if step != self._saved_step:
+            path = os.path.join(FLAGS.train_dir, 'model.ckpt')
+            try:
+                self._saver.save(session, path, step)
+            except (tf.errors.OpError, OSError) as error:
+                raise cifar10.UserError(
+                    'can\'t save %s-%d: %s. The checkpoints before it are good; make room and '
+                    'run the same command again.' % (path, step, cifar10.brief(error)))
+        self._saved_step, self._saved_at = step, time.time()
 
 
 def restorer(saver, checkpoint):
@@ -129,39 +162,46 @@ def run_steps(step, global_step, checkpoint):
       The global step at the end, and the number of the signal or None.
 
     Raises:
-      cifar10.UserError: the loss or a variable isn't finite.
+      cifar10.UserError: the loss or a variable isn't finite, or the disk is full.
     """
     with tf.control_dependencies([step.train_op]):
         steps_done = tf.identity(global_step)
     saver = tf.train.Saver(max_to_keep=FLAGS.max_to_keep, save_relative_paths=True)
     scaffold = tf.train.Scaffold(saver=saver, init_fn=restorer(saver, checkpoint))
-    hooks = [
-        tf.train.CheckpointSaverHook(FLAGS.train_dir, save_secs=FLAGS.save_checkpoint_secs,
-                                     saver=saver, listeners=[FiniteVariables()]),
-        tf.train.SummarySaverHook(save_steps=SUMMARY_STEPS, output_dir=FLAGS.train_dir,
-                                  summary_op=tf.summary.merge_all()),
-    ]
+    hook = CheckpointHook(saver, global_step, checkpoint and checkpoint.step)
+    summary_op = tf.summary.merge_all()
+    events = cifar10.EventWriter(FLAGS.train_dir)
+    events.add_graph(tf.get_default_graph())
     config = cifar10.session_config(log_device_placement=FLAGS.log_device_placement)
 
     signals = []
     cifar10.on_signal(signals.append)
     done = checkpoint.step if checkpoint else 0
     logged, logged_at = done, time.time()
-    with tf.train.MonitoredTrainingSession(hooks=hooks, scaffold=scaffold, config=config,
+    with tf.train.MonitoredTrainingSession(hooks=[hook], scaffold=scaffold, config=config,
                                            save_checkpoint_secs=None) as session:
         while done < FLAGS.max_steps and not signals:
             before = done
-            _, loss, done = session.run([step.train_op, step.loss, steps_done])
+            fetches = [step.train_op, step.loss, steps_done]
+            if before % SUMMARY_STEPS == 0:
+                fetches.append(summary_op)
+            _, loss, done, *summary = session.run(fetches)
             if not np.isfinite(loss):
                 raise diverged('the loss of step %d is %s' % (before, loss))
-            # A loss scaler may skip a step; then it is not counted, nor logged.
-            if done > before and before % FLAGS.log_frequency == 0:
+            if done == before:
+                continue  # A loss scaler has skipped the step.
+            if summary:
+                events.add_summary(summary[0], before)
+            if before % FLAGS.log_frequency == 0:
                 now = time.time()
                 seconds = (now - logged_at) / (done - logged)
-                print('%s: step %d, loss = %.2f (%.1f examples/sec; %.3f sec/batch)'
-                      % (datetime.now(), before, loss, step.num_images / seconds, seconds),
-                      flush=True)
                 logged, logged_at = done, now
+                try:
+                    print('%s: step %d, loss = %.2f (%.1f examples/sec; %.3f sec/batch)'
+                          % (datetime.now(), before, loss, step.num_images / seconds, seconds),
+                          flush=True)
+                except BrokenPipeError:  # As in `python cifar10_train.py | head`.
+                    signals.append(signal.SIGPIPE)
     return done, signals[0] if signals else None
 
 
@@ -174,8 +214,10 @@ def train(build):
     Returns:
       The exit status: 0, or 128 + the number of the signal that ended the run.
     """
+    cifar10.make_folder('train_dir')
     cifar10.maybe_download_and_extract()
     with locked(FLAGS.train_dir), tf.Graph().as_default():
+        remove_leftovers(FLAGS.train_dir)
         checkpoint = newest_checkpoint(FLAGS.train_dir)
         if checkpoint and checkpoint.step >= FLAGS.max_steps:
             print('Nothing to do: %s has reached --max_steps=%d already.'
