@@ -24,6 +24,7 @@ import time
 import cifar10_download
 import cifar10_input
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 FLAGS = tf.flags.FLAGS
@@ -134,7 +135,8 @@ def histogram_summary(tag, values):
     better, and a step that a loss scaler skips is no error at all.
     """
     def build(name):
-        finite = tf.where(tf.is_finite(values), values, tf.zeros_like(values))
+        value = tf.identity(values)  # Of a variable: read once, since it may change.
+        finite = tf.where(tf.is_finite(value), value, tf.zeros_like(value))
         return tf.raw_ops.HistogramSummary(tag=tag, values=finite, name=name)
     _add_summary(tag, build)
 
@@ -228,7 +230,7 @@ def _conv(layer, images, channels, bias):
         kernel = _weights([5, 5, images.shape.as_list()[-1], channels], stddev=0.05)
         convolved = tf.nn.conv2d(images, kernel, strides=[1, 1, 1, 1], padding='SAME')
         activations = tf.nn.relu(tf.nn.bias_add(convolved, _biases(channels, bias)))
-    _activation_summary(layer, activations)
+        _activation_summary(layer, activations)
     return activations
 
 
@@ -288,7 +290,7 @@ def _fully_connected(layer, inputs, units, stddev, bias, decay=None, activation=
         outputs = tf.nn.bias_add(tf.matmul(inputs, weights), _biases(units, bias))
         if activation is not None:
             outputs = activation(outputs)
-    _activation_summary(layer, outputs)
+        _activation_summary(layer, outputs)
     return outputs
 
 
@@ -588,6 +590,9 @@ def run(main):
 
 Checkpoint = collections.namedtuple('Checkpoint', ['step', 'path'])
 
+# What reading a checkpoint may raise: IndexError where 2.x finds a file too short.
+CHECKPOINT_ERRORS = (tf.errors.OpError, ValueError, IndexError)
+
 
 def checkpoints(folder):
     """The Checkpoints in a folder, newest first; each path is what a tf.train.Saver takes."""
@@ -598,12 +603,17 @@ def checkpoints(folder):
 
 
 def checkpoint_damage(path):
-    """Why a checkpoint can't be read, in words, or None. Reads all of it: it has checksums."""
+    """What makes a checkpoint unusable for any model, in words, or None.
+
+    Reads all of it, since it has checksums, and wants finite numbers.
+    """
     try:
         reader = tf.train.load_checkpoint(path)
-        for name in reader.get_variable_to_shape_map():
-            reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError) as error:
+        for name in sorted(reader.get_variable_to_shape_map()):
+            value = reader.get_tensor(name)
+            if value.dtype.kind == 'f' and not np.isfinite(value).all():
+                return '%s is not finite' % name
+    except CHECKPOINT_ERRORS as error:
         return brief(error)
     return None
 

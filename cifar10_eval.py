@@ -56,24 +56,27 @@ def restore(session, saver, variables, checkpoint):
       Unusable: it is damaged, deleted, or lacks a variable.
     """
     try:
-        problem = (cifar10.checkpoint_damage(checkpoint.path) or
-                   cifar10.checkpoint_misfit(checkpoint.path, variables))
+        problem = cifar10.checkpoint_damage(checkpoint.path)
+        if problem is None and not any(
+                tf.train.load_checkpoint(checkpoint.path).has_tensor(name) for name in variables):
+            problem = ('it holds no moving averages; --use_moving_averages=false does without'
+                       if FLAGS.use_moving_averages else
+                       'it holds nothing but moving averages; leave out --use_moving_averages=false')
+        problem = problem or cifar10.checkpoint_misfit(checkpoint.path, variables)
         if problem is None:
             saver.restore(session, checkpoint.path)
-    except (tf.errors.OpError, ValueError) as error:
+    except cifar10.CHECKPOINT_ERRORS as error:
         problem = cifar10.brief(error)
     if problem is not None:
-        hint = '' if FLAGS.use_moving_averages else ' (without moving averages)'
-        raise Unusable(problem + hint)
+        raise Unusable(problem)
 
 
-def count_correct(session, correct, finite, summary_op, num_examples):
+def count_correct(session, correct, summary_op, num_examples):
     """Runs the network over `num_examples` images.
 
     Args:
       session: a tf.Session whose variables are set.
       correct: [n] bool tensor, is the prediction of an image right?
-      finite: scalar bool tensor, are the logits numbers?
       summary_op: run with the first batch.
       num_examples: how many images to count.
 
@@ -81,7 +84,6 @@ def count_correct(session, correct, finite, summary_op, num_examples):
       The number of right predictions, and the serialized summary.
 
     Raises:
-      Unusable: the logits aren't finite.
       cifar10.UserError: the input ended early.
     """
     coordinator = tf.train.Coordinator()
@@ -91,11 +93,9 @@ def count_correct(session, correct, finite, summary_op, num_examples):
     try:
         while seen < num_examples:
             if summary is None:
-                is_correct, is_finite, summary = session.run([correct, finite, summary_op])
+                is_correct, summary = session.run([correct, summary_op])
             else:
-                is_correct, is_finite = session.run([correct, finite])
-            if not is_finite:
-                raise Unusable('with its variables the logits are not finite')
+                is_correct = session.run(correct)
             is_correct = is_correct[:num_examples - seen]
             seen += is_correct.size
             right += np.count_nonzero(is_correct)
@@ -133,9 +133,9 @@ def evaluate():
     with tf.Graph().as_default() as graph:
         images, labels = cifar10.inputs(eval_data=FLAGS.eval_data == 'test')
         logits = cifar10.inference(images)
-        # Not tf.nn.in_top_k: that takes a tie between all ten classes for a hit.
-        correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
-        finite = tf.reduce_all(tf.is_finite(logits))
+        with tf.name_scope('precision'):
+            # Not tf.nn.in_top_k: that takes a tie between all ten classes for a hit.
+            correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
         # Those of cifar10; the input queues add summaries of their own.
         summary_op = tf.summary.merge(tf.get_collection(tf.GraphKeys.SUMMARIES, 'summaries/'))
         variables = model_variables()
@@ -149,8 +149,7 @@ def evaluate():
             with tf.Session(config=cifar10.session_config()) as session:
                 session.run(start_input)
                 restore(session, saver, variables, checkpoint)
-                right, serialized = count_correct(session, correct, finite, summary_op,
-                                                  num_examples)
+                right, serialized = count_correct(session, correct, summary_op, num_examples)
             precision = right / num_examples
             print('%s: precision @ 1 = %.3f' % (datetime.now(), precision), flush=True)
             summary = tf.Summary.FromString(serialized)

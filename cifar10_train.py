@@ -54,7 +54,7 @@ def locked(folder):
     Raises:
       cifar10.UserError: another trainer holds it.
     """
-    with open(os.path.join(folder, '.lock'), 'w') as lock:
+    with open(os.path.join(folder, '.lock'), 'a') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -71,12 +71,20 @@ def remove_leftovers(folder):
 
 
 def newest_checkpoint(folder):
-    """The newest readable Checkpoint, or None. Names the damaged ones that it passes over."""
-    for checkpoint in cifar10.checkpoints(folder):
+    """The newest usable Checkpoint, or None in a new folder. Names those it passes over.
+
+    Raises:
+      cifar10.UserError: there are checkpoints, but none is usable.
+    """
+    found = cifar10.checkpoints(folder)
+    for checkpoint in found:
         damage = cifar10.checkpoint_damage(checkpoint.path)
         if damage is None:
             return checkpoint
-        print('Passing over %s, which is damaged: %s' % (checkpoint.path, damage), flush=True)
+        print('Passing over %s: %s' % (checkpoint.path, damage), flush=True)
+    if found:
+        raise cifar10.UserError('no checkpoint in %s is usable; move them away, or choose another '
+                                '--train_dir, to start afresh' % folder)
     return None
 
 
@@ -128,7 +136,18 @@ class CheckpointHook(tf.train.SessionRunHook):
                 raise cifar10.UserError(
                     'can\'t save %s-%d: %s. The checkpoints before it are good; make room and '
                     'run the same command again.' % (path, step, cifar10.brief(error)))
+            self._rotate(step)
         self._saved_step, self._saved_at = step, time.time()
+
+    def _rotate(self, step):
+        """Keeps --max_to_keep checkpoints, this step's and the ones before it.
+
+        The Saver would know of those only that it has written itself.
+        """
+        older = [each for each in cifar10.checkpoints(FLAGS.train_dir) if each.step < step]
+        if FLAGS.max_to_keep:
+            for checkpoint in older[FLAGS.max_to_keep - 1:]:
+                tf.train.remove_checkpoint(checkpoint.path)
 
 
 def restorer(saver, checkpoint):
@@ -144,9 +163,6 @@ def restorer(saver, checkpoint):
     if misfit is not None:
         raise cifar10.UserError('%s does not fit this model: %s. Choose another --train_dir, or '
                                 'the code that wrote it.' % (checkpoint.path, misfit))
-    # Rotation goes on from the checkpoints that are there.
-    saver.recover_last_checkpoints(
-        [path for _, path in reversed(cifar10.checkpoints(FLAGS.train_dir))])
     return lambda scaffold, session: saver.restore(session, checkpoint.path)
 
 
