@@ -203,9 +203,9 @@ def watch(evaluate_one):
 
 
 def main():
-    cifar10.on_signal(lambda number: os._exit(128 + number))
     cifar10.make_folder('eval_dir')
     cifar10.maybe_download_and_extract()
+    cifar10.on_signal(lambda number: os._exit(128 + number))
     print(cifar10.describe_devices(), flush=True)
     evaluate()
 

@@ -166,16 +166,17 @@ def restorer(saver, checkpoint):
     return lambda scaffold, session: saver.restore(session, checkpoint.path)
 
 
-def run_steps(step, global_step, checkpoint):
+def run_steps(step, global_step, checkpoint, signals):
     """Runs a Step until --max_steps or a signal.
 
     Args:
       step: the Step.
       global_step: the variable that counts the steps.
       checkpoint: the Checkpoint to start from, or None.
+      signals: list of the numbers of the signals that have come; may grow meanwhile.
 
     Returns:
-      The global step at the end, and the number of the signal or None.
+      The global step at the end.
 
     Raises:
       cifar10.UserError: the loss or a variable isn't finite, or the disk is full.
@@ -190,8 +191,6 @@ def run_steps(step, global_step, checkpoint):
     events.add_graph(tf.get_default_graph())
     config = cifar10.session_config(log_device_placement=FLAGS.log_device_placement)
 
-    signals = []
-    cifar10.on_signal(signals.append)
     done = checkpoint.step if checkpoint else 0
     logged, logged_at = done, time.time()
     with tf.train.MonitoredTrainingSession(hooks=[hook], scaffold=scaffold, config=config,
@@ -218,7 +217,7 @@ def run_steps(step, global_step, checkpoint):
                           flush=True)
                 except BrokenPipeError:  # As in `python cifar10_train.py | head`.
                     signals.append(signal.SIGPIPE)
-    return done, signals[0] if signals else None
+    return done
 
 
 def train(build):
@@ -232,12 +231,16 @@ def train(build):
     """
     cifar10.make_folder('train_dir')
     cifar10.maybe_download_and_extract()
+    signals = []
+    cifar10.on_signal(signals.append)
     with locked(FLAGS.train_dir), tf.Graph().as_default():
         remove_leftovers(FLAGS.train_dir)
         checkpoint = newest_checkpoint(FLAGS.train_dir)
         if checkpoint and checkpoint.step >= FLAGS.max_steps:
             print('Nothing to do: %s has reached --max_steps=%d already.'
                   % (checkpoint.path, FLAGS.max_steps))
+            if cifar10.finished_step(FLAGS.train_dir) is None:
+                cifar10.mark_finished(FLAGS.train_dir, checkpoint.step)
             return 0
 
         print(cifar10.describe_devices(), flush=True)
@@ -246,16 +249,16 @@ def train(build):
         cifar10.mark_finished(FLAGS.train_dir, None)
         with tf.device('/cpu:0'):
             global_step = tf.train.get_or_create_global_step()
-        done, signal_number = run_steps(build(global_step), global_step, checkpoint)
+        done = run_steps(build(global_step), global_step, checkpoint, signals)
 
         saved = os.path.join(FLAGS.train_dir, 'model.ckpt-%d' % done)
-        if signal_number is None:
-            cifar10.mark_finished(FLAGS.train_dir, done)
-            print('Finished at step %d. Saved %s.' % (done, saved), flush=True)
-            return 0
-        print('Stopped by %s at step %d. Saved %s; the same command goes on from there.'
-              % (signal.Signals(signal_number).name, done, saved), flush=True)
-        return 128 + signal_number
+        if done < FLAGS.max_steps:
+            print('Stopped by %s at step %d. Saved %s; the same command goes on from there.'
+                  % (signal.Signals(signals[0]).name, done, saved), flush=True)
+            return 128 + signals[0]
+        cifar10.mark_finished(FLAGS.train_dir, done)
+        print('Finished at step %d. Saved %s.' % (done, saved), flush=True)
+        return 0
 
 
 def main():
