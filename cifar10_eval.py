@@ -145,10 +145,10 @@ def evaluate():
         events.add_graph(graph)
 
         def evaluate_one(checkpoint):
-            print('Evaluating %s on %d images.' % (checkpoint.path, num_examples), flush=True)
             with tf.Session(config=cifar10.session_config()) as session:
-                session.run(start_input)
                 restore(session, saver, variables, checkpoint)
+                print('Evaluating %s on %d images.' % (checkpoint.path, num_examples), flush=True)
+                session.run(start_input)
                 right, serialized = count_correct(session, correct, summary_op, num_examples)
             precision = right / num_examples
             print('%s: precision @ 1 = %.3f' % (datetime.now(), precision), flush=True)
@@ -192,7 +192,7 @@ def watch(evaluate_one):
             print('Training finished at step %d and its last checkpoint is done.' % finished)
             return
         elif FLAGS.run_once:
-            raise cifar10.UserError('no checkpoint to evaluate in %s; train first, or name the '
+            raise cifar10.UserError('no usable checkpoint in %s; train first, or name another '
                                     'folder with --checkpoint_dir' % FLAGS.checkpoint_dir)
         else:
             if not waiting:

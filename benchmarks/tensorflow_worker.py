@@ -1,0 +1,183 @@
+"""Measures one thing in TensorFlow, block by block; see rounds.py.
+
+    --measure=input       images/s of the training input alone, the seconds from the start
+                          of its threads to the first batch, and the peak of resident memory
+    --measure=step        ms of a training step with its input: session.run as the trainer
+                          calls it, without its hooks
+    --measure=evaluation  images/s of the evaluator's pass over the test set: input, network,
+                          counting; variables are as initialized
+    --measure=arithmetic  ms that the multiplications of a training step would take at the rate
+                          of a float32 product of two 2048 x 2048 matrices
+
+The project's own flags apply: --batch_size, --use_fp16, --num_gpus, --data_dir.
+"""
+
+import os
+import resource
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import cifar10
+import cifar10_eval
+import cifar10_input
+import cifar10_multi_gpu_train
+import cifar10_train
+
+import classic
+import rounds
+
+import tensorflow.compat.v1 as tf
+
+FLAGS = tf.flags.FLAGS
+tf.flags.DEFINE_enum('measure', None, ['input', 'step', 'evaluation', 'arithmetic'], 'What.')
+tf.flags.DEFINE_bool('classic_input', False, 'One image at a time.')
+tf.flags.DEFINE_bool('builtin_gradient', False, "TensorFlow's own gradient of LRN.")
+tf.flags.DEFINE_integer('records_per_read', cifar10_input.RECORDS_PER_READ, 'Records per call.')
+tf.flags.DEFINE_integer('threads', cifar10_input.NUM_PREPROCESS_THREADS, 'Input threads.')
+tf.flags.DEFINE_integer('images', 2560, 'Training images in a block of --measure=step.')
+tf.flags.DEFINE_float('seconds', 1.5, 'Length of a block of --measure=input.')
+
+# Products of matrices in a block of --measure=arithmetic, and steps traced after a block.
+PRODUCTS = 15
+TRACED_STEPS = 5
+
+
+def running_session():
+    """A session whose variables are set and whose queues are being filled."""
+    session = tf.Session(config=cifar10.session_config())
+    session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+    tf.train.start_queue_runners(session)
+    return session
+
+
+def seconds_for(run, times):
+    start = time.time()
+    for _ in range(times):
+        run()
+    return time.time() - start
+
+
+# --- Input -------------------------------------------------------------------
+
+def measure_input():
+    batch = tf.group(cifar10_input.distorted_inputs(cifar10.data_folder(), FLAGS.batch_size))
+    session = tf.Session(config=cifar10.session_config())
+    session.run(tf.no_op())  # The device is ready.
+    start = time.time()
+    tf.train.start_queue_runners(session)
+    session.run(batch)
+    first_batch = time.time() - start
+
+    def images_per_second(seconds):
+        start, batches = time.time(), 0
+        while time.time() - start < seconds:
+            session.run(batch)
+            batches += 1
+        return batches * FLAGS.batch_size / (time.time() - start)
+
+    def block():
+        images_per_second(FLAGS.seconds / 3)  # What was in stock.
+        return {'images_per_second': images_per_second(FLAGS.seconds),
+                'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0}
+
+    rounds.serve(block, version=tf.__version__, first_batch_seconds=first_batch)
+
+
+# --- Training ----------------------------------------------------------------
+
+def measure_step():
+    if FLAGS.use_fp16 and cifar10.half_precision() != 'bfloat16':
+        return rounds.serve(None, unavailable='no bfloat16 with this TensorFlow on this machine')
+    build = (cifar10_multi_gpu_train if FLAGS.num_gpus > 1 else cifar10_train).build_step
+    step = build(tf.train.get_or_create_global_step())
+    session = running_session()
+
+    def run(**kwargs):
+        session.run([step.train_op, step.loss], **kwargs)
+
+    def averaging_ms():
+        """Time inside the ops of average_gradients(), per step, from TensorFlow's trace."""
+        microseconds = 0
+        for _ in range(TRACED_STEPS):
+            trace = tf.RunMetadata()
+            run(options=tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE), run_metadata=trace)
+            microseconds += sum(
+                node.op_end_rel_micros - node.op_start_rel_micros
+                for device in trace.step_stats.dev_stats for node in device.node_stats
+                if 'average_gradients/' in node.node_name)
+        return microseconds / 1e3 / TRACED_STEPS
+
+    def block():
+        steps = max(1, FLAGS.images // step.num_images)
+        seconds_for(run, steps // 3 + 1)  # Batches in stock, caches that went cold.
+        result = {'ms': 1e3 * seconds_for(run, steps) / steps}
+        if FLAGS.num_gpus > 1:
+            result['averaging_ms'] = averaging_ms()
+        return result
+
+    seconds_for(run, 15)
+    rounds.serve(block, version=tf.__version__)
+
+
+def arithmetic_gflop():
+    """What a training step must multiply and add: thrice the forward pass, less what
+    nobody needs, the gradient for conv1's input. A multiply-add counts as two."""
+    conv1 = 24 * 24 * (5 * 5 * 3) * 64
+    others = 12 * 12 * (5 * 5 * 64) * 64 + 2304 * 384 + 384 * 192 + 192 * 10
+    return 2 * FLAGS.batch_size * (2 * conv1 + 3 * others) / 1e9
+
+
+def measure_arithmetic():
+    size = 2048
+    left = tf.get_variable('left', [size, size])
+    right = tf.get_variable('right', [size, size])
+    product = tf.matmul(left, right).op
+    session = running_session()
+
+    def block():
+        session.run(product)
+        seconds = seconds_for(lambda: session.run(product), PRODUCTS) / PRODUCTS
+        gflops = 2 * size ** 3 / 1e9 / seconds
+        return {'gflops': gflops, 'ms': 1e3 * arithmetic_gflop() / gflops}
+
+    block()
+    rounds.serve(block, version=tf.__version__, gflop=arithmetic_gflop())
+
+
+# --- Evaluation --------------------------------------------------------------
+
+def measure_evaluation():
+    images, labels = cifar10.inputs(eval_data=True)
+    logits = cifar10.inference(images)
+    correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+    summary_op = tf.summary.merge(tf.get_collection(tf.GraphKeys.SUMMARIES, 'summaries/'))
+    initialize = [tf.global_variables_initializer(), tf.local_variables_initializer()]
+    num_examples = cifar10_input.num_examples(True, cifar10.data_folder())
+
+    def block():
+        with tf.Session(config=cifar10.session_config()) as session:
+            session.run(initialize)
+            start = time.time()
+            cifar10_eval.count_correct(session, correct, summary_op, num_examples)
+            return {'images_per_second': num_examples / (time.time() - start)}
+
+    block()
+    rounds.serve(block, version=tf.__version__)
+
+
+def main():
+    FLAGS(sys.argv)
+    cifar10_input.RECORDS_PER_READ = FLAGS.records_per_read
+    cifar10_input.NUM_PREPROCESS_THREADS = FLAGS.threads
+    if FLAGS.classic_input:
+        cifar10_input.distorted_inputs = classic.distorted_inputs
+    if FLAGS.builtin_gradient:
+        cifar10.local_response_normalization = classic.local_response_normalization
+    {'input': measure_input, 'step': measure_step, 'evaluation': measure_evaluation,
+     'arithmetic': measure_arithmetic}[FLAGS.measure]()
+
+
+if __name__ == '__main__':
+    main()
