@@ -166,7 +166,7 @@ def _activation_summary(layer, activations):
     scalar_summary(layer + '/sparsity', tf.nn.zero_fraction(activations))
 
 
-class EventWriter(object):
+class EventWriter:
     """Writes what TensorBoard reads, at once and in the thread that calls.
 
     tf.summary.FileWriter leaves that to a thread of its own. In TensorFlow 1.15 it
@@ -193,7 +193,7 @@ class EventWriter(object):
             self._writer.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
             self._writer.flush()
         except tf.errors.OpError as error:
-            raise UserError('can\'t write events for TensorBoard: %s' % brief(error))
+            raise UserError('cannot write events for TensorBoard: %s' % brief(error))
 
 
 # --- Inference ---------------------------------------------------------------
@@ -518,7 +518,7 @@ def make_folder(flag):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise tf.flags.IllegalFlagValueError(
-            'flag --%s=%s: can\'t write there: %s' % (flag, folder, error.strerror))
+            'flag --%s=%s: cannot write there: %s' % (flag, folder, error.strerror))
 
 
 def on_signal(first):

@@ -134,7 +134,7 @@ class CheckpointHook(tf.train.SessionRunHook):
                 self._saver.save(session, path, step)
             except (tf.errors.OpError, OSError) as error:
                 raise cifar10.UserError(
-                    'can\'t save %s-%d: %s. The checkpoints before it are good; make room and '
+                    'cannot save %s-%d: %s. The checkpoints before it are good; make room and '
                     'run the same command again.' % (path, step, cifar10.brief(error)))
             self._rotate(step)
         self._saved_step, self._saved_at = step, time.time()
