@@ -154,8 +154,9 @@ def random_contrast(images):
       The same shape and type.
     """
     factor = tf.random_uniform([tf.shape(images)[0], 1, 1, 1], *CONTRAST_RANGE)
-    mean = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
-    # A whole row of pixels at a time: three values at a time is several times as slow.
+    # Over the rows first, and later a whole row of pixels at a time: TensorFlow's kernels
+    # are several times as slow where they handle three values at a time.
+    mean = tf.reduce_mean(tf.reduce_mean(images, axis=1, keepdims=True), axis=2, keepdims=True)
     mean = tf.tile(mean, [1, 1, tf.shape(images)[2], 1])
     return (images - mean) * factor + mean
 

@@ -124,7 +124,7 @@ def table(results):
 # --- Targets -----------------------------------------------------------------
 
 def targets(results):
-    """Yields (what, value, target, met)."""
+    """Yields (line, met): what was measured beside what is wanted, and whether that is met."""
     def least(what, values, target):
         value = statistics.median(values)
         return '%s: %.2f, at least %.2f wanted' % (what, value, target), value >= target

@@ -1,4 +1,4 @@
-"""Measures all that is claimed about speed; `make bench` does it in some ten minutes.
+"""Measures all that is claimed about speed; `make bench` does it in a quarter of an hour.
 
     python benchmarks/run.py            every environment that is there: .venv/tf1, tf2, torch
     python benchmarks/run.py --quick    a minute or two, to see that everything works
