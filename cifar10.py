@@ -542,7 +542,7 @@ def on_signal(first):
 
 def _handle_signals(handler):
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As for a script's background jobs.
             signal.signal(number, handler)
 
 
