@@ -61,7 +61,7 @@ def restore(session, saver, variables, checkpoint):
                 tf.train.load_checkpoint(checkpoint.path).has_tensor(name) for name in variables):
             problem = ('it holds no moving averages; --use_moving_averages=false does without'
                        if FLAGS.use_moving_averages else
-                       'it holds nothing but moving averages; leave out --use_moving_averages=false')
+                       'it holds moving averages only; leave out --use_moving_averages=false')
         problem = problem or cifar10.checkpoint_misfit(checkpoint.path, variables)
         if problem is None:
             saver.restore(session, checkpoint.path)
