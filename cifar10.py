@@ -575,12 +575,12 @@ def run(main):
     except tf.flags.Error as error:
         print('%s: %s (see --help)' % (script, error), file=sys.stderr)
         sys.exit(2)
-    except (cifar10_download.DataError, UserError) as error:
-        print('%s: %s' % (script, error), file=sys.stderr)
-        sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except (cifar10_download.DataError, UserError, OSError) as error:
+        print('%s: %s' % (script, error), file=sys.stderr)
+        sys.exit(1)
 
 
 # --- Checkpoints -------------------------------------------------------------

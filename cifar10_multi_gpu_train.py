@@ -17,6 +17,11 @@ the flags, the log, the checkpoints and how to stop and resume, is as in
 cifar10_train.py; either script goes on with what the other one began.
 """
 
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from Ctrl-C during the imports.
+
 import cifar10
 import cifar10_train
 

@@ -18,6 +18,9 @@ import re
 import signal
 import time
 
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from Ctrl-C during the imports.
+
 import cifar10
 
 import numpy as np
@@ -66,8 +69,28 @@ def locked(folder):
 def remove_leftovers(folder):
     """Removes what a trainer left that was killed while it wrote a checkpoint."""
     for name in os.listdir(folder):
-        if re.match(r'model\.ckpt-[0-9]+\..*\.tempstate[0-9]+$', name):
+        if re.match(r'(checkpoint|model\.ckpt-[0-9]+\..*)\.(tempstate[0-9]+|tmp[0-9a-f]+)$', name):
             os.remove(os.path.join(folder, name))
+
+
+def files_by_step(folder):
+    """Dict of step -> paths of its checkpoint's files, the index first; some may be missing."""
+    files = collections.defaultdict(list)
+    for name in sorted(os.listdir(folder), key=lambda name: not name.endswith('.index')):
+        match = re.match(r'model\.ckpt-([0-9]+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})$', name)
+        if match:
+            files[int(match.group(1))].append(os.path.join(folder, name))
+    return files
+
+
+def flush_to_disk(paths):
+    """Returns once a power cut could not take the files away any more."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def newest_checkpoint(folder):
@@ -132,6 +155,7 @@ class CheckpointHook(tf.train.SessionRunHook):
             path = os.path.join(FLAGS.train_dir, 'model.ckpt')
             try:
                 self._saver.save(session, path, step)
+                flush_to_disk(files_by_step(FLAGS.train_dir)[step] + [FLAGS.train_dir])
             except (tf.errors.OpError, OSError) as error:
                 raise cifar10.UserError(
                     'cannot save %s-%d: %s. The checkpoints before it are good; make room and '
@@ -142,12 +166,16 @@ class CheckpointHook(tf.train.SessionRunHook):
     def _rotate(self, step):
         """Keeps --max_to_keep checkpoints, this step's and the ones before it.
 
-        The Saver would know of those only that it has written itself.
+        The Saver would know of those only that it has written itself. With the older
+        ones go the files of checkpoints that a killed trainer did not finish, or did
+        not finish removing.
         """
-        older = [each for each in cifar10.checkpoints(FLAGS.train_dir) if each.step < step]
-        if FLAGS.max_to_keep:
-            for checkpoint in older[FLAGS.max_to_keep - 1:]:
-                tf.train.remove_checkpoint(checkpoint.path)
+        steps = [each.step for each in cifar10.checkpoints(FLAGS.train_dir) if each.step <= step]
+        if 0 < FLAGS.max_to_keep <= len(steps):
+            oldest = steps[FLAGS.max_to_keep - 1]
+            for each, paths in files_by_step(FLAGS.train_dir).items():
+                for path in paths if each < oldest else []:
+                    os.remove(path)
 
 
 def restorer(saver, checkpoint):
@@ -183,7 +211,7 @@ def run_steps(step, global_step, checkpoint, signals):
     """
     with tf.control_dependencies([step.train_op]):
         steps_done = tf.identity(global_step)
-    saver = tf.train.Saver(max_to_keep=FLAGS.max_to_keep, save_relative_paths=True)
+    saver = tf.train.Saver(max_to_keep=0, save_relative_paths=True)  # CheckpointHook rotates.
     scaffold = tf.train.Scaffold(saver=saver, init_fn=restorer(saver, checkpoint))
     hook = CheckpointHook(saver, global_step, checkpoint and checkpoint.step)
     summary_op = tf.summary.merge_all()
