@@ -15,7 +15,7 @@ PYTHONS_TF2 = 3.13 3.12 3.11 3.10
 # The benchmarks compare with PyTorch on the Python that it was measured on, if there is one.
 PYTHONS_TORCH = 3.11 3.12 3.13 3.10
 
-.PHONY: help env data train eval multi-gpu test bench tensorboard FORCE
+.PHONY: help env data train eval multi-gpu test soak bench tensorboard FORCE
 
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [TRAIN_DIR=...] [EVAL_DIR=...]'
@@ -77,7 +77,8 @@ endif
 
 # --- Environments -------------------------------------------------------------
 # A stamp is made when everything before it has succeeded, so that a build that failed
-# or was interrupted is never taken for complete; the next one starts from nothing.
+# or was interrupted is never taken for complete; the next one starts from nothing. It
+# is a copy of the requirements: where only their date has changed, nothing is built.
 
 ENV    = .venv/tf$(CHOICE)
 PYTHON = $(ENV)/bin/python
@@ -86,6 +87,21 @@ READY  = $(ENV)/$(if $(and $(DRIVER),$(filter 2,$(CHOICE))),cuda,ready)
 
 # `python -m`, since the scripts of an environment hold its path and a folder can be moved.
 pip_install = $(@D)/bin/python -m pip -qq --disable-pip-version-check install
+
+# Python: runs a command while no other make builds, say for an evaluator in a second terminal.
+define IN_TURN
+import fcntl, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+lock = os.open('.venv/.lock', os.O_CREAT | os.O_RDWR)
+os.set_inheritable(lock, True)
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    print('Waiting for another make that is building an environment ...', flush=True)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+os.execvp(sys.argv[1], sys.argv[1:])
+endef
+export IN_TURN
 
 # Recipe: builds the environment that the target is the stamp of, with one of the Pythons
 # $(1), from the first prerequisite. (A pip from before 20.3 does not know the wheels of today.)
@@ -96,11 +112,14 @@ define build
 	       "Install one (pyenv install $(firstword $(1)), uv python install $(firstword $(1)), or your system's python3 and python3-venv) and run make again." >&2; \
 	  exit 1; \
 	fi; \
-	echo "Building $(@D) with $$("$$python" -V) (takes a minute or more) ..."; \
-	"$$python" -m venv --clear $(@D)
-	@$(pip_install) 'pip>=20.3'
-	@$(pip_install) -r $<
-	@touch $@
+	mkdir -p .venv; \
+	"$$python" -c "$$IN_TURN" sh -ec ' \
+	  if cmp -s $< $@ && $(@D)/bin/python -V >/dev/null 2>&1; then touch $@; exit; fi; \
+	  echo "Building $(@D) with $$("$$0" -V) (takes a minute or more) ..."; \
+	  "$$0" -m venv --clear $(@D); \
+	  $(pip_install) "pip>=20.3"; \
+	  $(pip_install) -r $<; \
+	  cp $< $@' "$$python"
 endef
 
 # Rebuilt when requirements.txt is newer, or when the Python below it has gone.
@@ -143,6 +162,11 @@ eval: $(READY) ## measure the newest checkpoint, and each one that follows
 
 test: $(ENV)/pytest ## run the tests (no data set needed)
 	@exec $(PYTHON) -m pytest -rs --disable-warnings cifar10_test.py $(ARGS)
+
+soak: $(ENV)/pytest ## malformed input, kills and endurance: two hours; ARGS=--quick: minutes
+	@$(PYTHON) tests/fuzz.py $(ARGS)
+	@$(PYTHON) tests/kills.py $(ARGS)
+	@$(PYTHON) tests/endurance.py $(ARGS)
 
 bench: $(READY) .venv/torch/ready ## measure what is claimed about speed
 	@exec $(PYTHON) benchmarks/run.py $(ARGS)
