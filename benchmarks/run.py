@@ -1,4 +1,4 @@
-"""Measures all that is claimed about speed; `make bench` does it in a quarter of an hour.
+"""Measures all that is claimed about speed; `make bench` does it in some ten minutes.
 
     python benchmarks/run.py            every environment that is there: .venv/tf1, tf2, torch
     python benchmarks/run.py --quick    a minute or two, to see that everything works
@@ -13,6 +13,7 @@ import collections
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -46,10 +47,10 @@ def parse_arguments():
 def machine():
     """Dict of what the numbers depend on."""
     cpu = platform.processor()
-    if os.path.exists('/proc/cpuinfo'):
+    if os.path.exists('/proc/cpuinfo'):  # Cloud machines tell no model, only the family.
         with open('/proc/cpuinfo') as cpuinfo:
-            cpu = next((line.split(':')[1].strip() for line in cpuinfo
-                        if line.startswith('model name')), cpu)
+            facts = dict(re.findall(r'^(model name|cpu family)\s*: (.*)', cpuinfo.read(), re.M))
+        cpu = '%s (family %s)' % (facts.get('model name', cpu), facts.get('cpu family', '?'))
     return {'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.platform(),
             'date': time.strftime('%Y-%m-%d'), 'load_before': os.getloadavg()[0]}
 
@@ -77,7 +78,7 @@ def tensorflow_commands(python, data_dir, quick):
     sections['input'] = {
         'classic': input_worker('--classic_input'),
         'ours': input_worker(),
-    }, times(3, repeats=3)
+    }, times(4, repeats=2)
     sections['step'] = {
         'classic': step_worker('--classic_input', '--builtin_gradient'),
         'batched': step_worker('--builtin_gradient'),
@@ -86,13 +87,13 @@ def tensorflow_commands(python, data_dir, quick):
         'towers': step_worker('--num_gpus=2', '--batch_size=64'),
         'arithmetic': worker('arithmetic'),
     }, times(6)
-    sections['evaluation'] = {'ours': worker('evaluation')}, times(5)
+    sections['evaluation'] = {'ours': worker('evaluation')}, times(3)
     sections['records_per_read'] = {
-        str(n): input_worker('--records_per_read=%d' % n) for n in RECORDS_PER_READ}, times(5)
+        str(n): input_worker('--records_per_read=%d' % n) for n in RECORDS_PER_READ}, times(3)
     sections['threads'] = {
-        str(n): input_worker('--threads=%d' % n) for n in THREADS}, times(5)
+        str(n): input_worker('--threads=%d' % n) for n in THREADS}, times(3)
     sections['batch_size'] = {
-        str(n): step_worker('--batch_size=%d' % n) for n in BATCH_SIZES}, times(3)
+        str(n): step_worker('--batch_size=%d' % n) for n in BATCH_SIZES}, times(2)
     return sections
 
 
