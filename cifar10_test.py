@@ -362,6 +362,10 @@ def download_world(tmp_path, monkeypatch):
                 return None
             if self.path == '/stall':
                 return world.release.wait(60)
+            if self.path == '/trickle':
+                while not world.release.wait(0.1):
+                    self.wfile.write(b'.')
+                return None
             if self.path == '/slow':
                 self.wfile.flush()
                 world.release.wait(60)
@@ -443,6 +447,7 @@ def test_download_into_relative_folder(download_world, monkeypatch):
     ('/500', 'HTTP Error 500'),
     ('/cut', 'connection cut after'),
     ('/stall', 'timed out'),
+    ('/trickle', 'bytes in 1 seconds'),
     ('/html', 'not an intact .tar.gz archive'),
     ('/wrong', 'data_batch_1.bin is not the official file'),
     ('/large', 'too large'),
@@ -2008,7 +2013,7 @@ def _slow_input(function, seconds):
     return _SLOW_INPUT % ((function, seconds),)
 
 
-def _script_environment():
+def script_environment():
     """As in a shell where nobody has imported cifar10_input; no GPU."""
     env = {name: value for name, value in os.environ.items()
            if not name.startswith(('TF_', 'PYTHONUNBUFFERED'))}
@@ -2098,6 +2103,20 @@ class Script:
             _until(lambda: self.status() is not None)
 
 
+def _argv(name, flags):
+    return [os.path.join(FOLDER, name)] + [str(flag) for flag in flags]
+
+
+def start_script(base, name, flags, env, shell=None):
+    """Starts a script in a new Python. Its output goes to files whose names begin with `base`."""
+    command = [sys.executable] + _argv(name, flags)
+    if shell:
+        command = ['sh', '-c', shell, 'sh'] + command
+    with open(base + '.out', 'w') as out, open(base + '.err', 'w') as err:
+        return Script(base, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out,
+                                             stderr=err, env=env))
+
+
 # The remark that the data isn't CIFAR-10, and the lines of TensorFlow 2.
 _AT_IMPORT = re.compile(
     r'.*holds a data set of your own, not the official CIFAR-10\.$|'
@@ -2114,23 +2133,16 @@ def script_start(tmp_path_factory):
     folder = tmp_path_factory.mktemp('scripts')
     launcher = subprocess.Popen(
         [sys.executable, '-c', _LAUNCHER, FOLDER], stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_script_environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=script_environment(),
         universal_newlines=True)
     started = []
 
     def start(name, *flags, before='', fresh=False, stdout=None, shell=None):
         base = str(folder / str(len(started)))
-        argv = [os.path.join(FOLDER, name)] + [str(flag) for flag in flags]
         if fresh:
-            command = [sys.executable] + argv
-            if shell:
-                command = ['sh', '-c', shell, 'sh'] + command
-            with open(base + '.out', 'w') as out, open(base + '.err', 'w') as err:
-                script = Script(base, subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                    env=_script_environment()))
+            script = start_script(base, name, flags, script_environment(), shell)
         else:
-            job = {'base': base, 'argv': argv, 'before': before,
+            job = {'base': base, 'argv': _argv(name, flags), 'before': before,
                    'stdout': stdout or base + '.out', 'stderr': base + '.err'}
             launcher.stdin.write(json.dumps(job) + '\n')
             launcher.stdin.flush()
@@ -2147,7 +2159,7 @@ def script_start(tmp_path_factory):
 
 # --- Scripts: data and checkpoints of our own ---------------------------------
 
-def _write_data(folder, images, labels):
+def write_data(folder, images, labels):
     """Writes the six files: five times the training set's fifth, and the test set."""
     batches = os.path.join(str(folder), 'cifar-10-batches-bin')
     os.makedirs(batches)
@@ -2158,7 +2170,7 @@ def _write_data(folder, images, labels):
             os.path.join(batches, name + '.bin'))
 
 
-def _random_images(count):
+def rectangle_images(count):
     """Images of coloured rectangles; [count, 32, 32, 3] uint8. Unlike noise they differ."""
     random = np.random.RandomState(7)
     images = random.randint(0, 256, [count, 1, 1, 3]) + random.randint(0, 20, [count, 32, 32, 3])
@@ -2174,7 +2186,7 @@ def _random_images(count):
 def script_data(tmp_path_factory):
     """A --data_dir: five files of 60 records and one of 40."""
     folder = tmp_path_factory.mktemp('data')
-    _write_data(folder, _random_images(340), np.random.RandomState(8).randint(0, 10, 340))
+    write_data(folder, rectangle_images(340), np.random.RandomState(8).randint(0, 10, 340))
     return str(folder)
 
 
@@ -2201,7 +2213,7 @@ def _checkpoint_of(step, raw, averages):
     return values
 
 
-def _write_checkpoint(folder, step, values):
+def write_checkpoint(folder, step, values):
     """Writes a checkpoint without any help of ours. Returns its path."""
     path = os.path.join(str(folder), 'model.ckpt-%d' % step)
     os.makedirs(str(folder), exist_ok=True)
@@ -2218,7 +2230,7 @@ def _read_checkpoint(path):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-def _steps(folder):
+def saved_steps(folder):
     """The steps of the checkpoints in a folder, complete ones."""
     return sorted(int(name.split('-')[1].split('.')[0]) for name in os.listdir(str(folder))
                   if re.match(r'model\.ckpt-\d+\.index$', name) and
@@ -2286,7 +2298,7 @@ def script_known(tmp_path_factory):
 
     `zeros` of the 40 labels are 0: the class that is predicted when all logits are equal.
     """
-    images, variables = _random_images(40), _random_variables()
+    images, variables = rectangle_images(40), _random_variables()
     logits = _numpy_logits(images, variables)
     ranked = np.sort(logits, axis=1)
     assert (ranked[:, -1] - ranked[:, -2] > 1e-4).all(), 'too close a race for float32'
@@ -2299,7 +2311,7 @@ def script_known(tmp_path_factory):
     zeros = np.count_nonzero(labels[:40] == 0)
     assert 0 < zeros < 23
     folder = tmp_path_factory.mktemp('known')
-    _write_data(folder, images[order], labels)
+    write_data(folder, images[order], labels)
     Known = collections.namedtuple('Known', ['data_dir', 'variables', 'zeros'])
     return Known(str(folder), variables, zeros)
 
@@ -2333,7 +2345,7 @@ def script_story(script_start, script_data, tmp_path_factory):
     stopped.wait_for('step 10,')
     stopped.send(signal.SIGINT)
     stopped.wait()
-    stopped_at = max(_steps(train_dir))
+    stopped_at = max(saved_steps(train_dir))
     evaluator.wait_for('precision')
     resumed = script_start(TRAIN, *flags, '--log_frequency=1',
                            '--max_steps=%d' % (stopped_at + 4), fresh=True)
@@ -2409,7 +2421,7 @@ def test_a_checkpoint_holds_the_21_variables(script_story):
 
 def test_each_checkpoint_has_its_meta_file_and_the_state_file_names_them_relatively(script_story):
     folder = script_story.train_dir
-    steps = _steps(folder)
+    steps = saved_steps(folder)
     assert steps[-2:] == [script_story.stopped_at, script_story.stopped_at + 4]
     assert all(os.path.exists('%s/model.ckpt-%d.meta' % (folder, step)) for step in steps)
     names = re.findall('paths?: "(.*)"', _read(folder + '/checkpoint'))
@@ -2599,7 +2611,7 @@ def test_several_towers_go_on_with_what_one_began_and_one_with_what_they_did(
     values = _read_checkpoint('%s/model.ckpt-%d' % (script_story.train_dir,
                                                     script_story.stopped_at))
     begun = 100
-    _write_checkpoint(tmp_path, begun, dict(values, global_step=np.int64(begun)))
+    write_checkpoint(tmp_path, begun, dict(values, global_step=np.int64(begun)))
     flags = _flags(script_data, tmp_path, '--log_frequency=1')
     towers = script_start(MULTI_GPU, *flags, '--num_gpus=2')
     towers.wait_for('step %d,' % (begun + 2))
@@ -2609,7 +2621,7 @@ def test_several_towers_go_on_with_what_one_began_and_one_with_what_they_did(
     assert towers.lines[1] == 'Resuming from %s/model.ckpt-%d.' % (tmp_path, begun)
     assert towers.lines[2] == FILLING
     assert _logged(towers)[0][0] == begun
-    stopped_at = max(_steps(tmp_path))
+    stopped_at = max(saved_steps(tmp_path))
     assert towers.lines[-1].startswith('Stopped by SIGTERM at step %d.' % stopped_at)
     assert len(_logged(towers)) + 4 == len(towers.lines)
     assert towers.errors == []
@@ -2634,10 +2646,21 @@ def test_a_signal_while_the_queue_fills_is_heard_after_the_first_step(
     assert _until(lambda: os.path.exists(str(tmp_path / 'model.ckpt-0.index')))
     script.send(signal.SIGTERM)
     assert script.wait() == 143
-    stopped_at = max(_steps(tmp_path))
+    stopped_at = max(saved_steps(tmp_path))
     assert stopped_at <= 1
     assert script.lines[-1].startswith('Stopped by SIGTERM at step %d. ' % stopped_at)
     assert script.errors == []
+
+
+@pytest.mark.parametrize('name', [TRAIN, MULTI_GPU, EVAL])
+@pytest.mark.parametrize('delay', [0.2, 1.0])
+def test_ctrl_c_while_tensorflow_loads_ends_a_script_without_a_traceback(
+        script_start, script_data, tmp_path, name, delay):
+    script = script_start(name, '--data_dir=%s' % tmp_path, fresh=True)
+    time.sleep(delay)
+    script.send(signal.SIGINT)
+    assert script.wait(AT_ONCE) == -signal.SIGINT
+    assert script.lines == script.errors == []
 
 
 @pytest.mark.parametrize('delay', [0.0, 0.3, 0.7])
@@ -2649,7 +2672,7 @@ def test_a_signal_while_the_graph_is_built_ends_the_trainer(script_start, script
     script.send(signal.SIGINT)
     assert script.wait(AT_ONCE) == 130, script.stderr
     assert script.errors == []
-    assert script.lines[-1].startswith('Stopped by SIGINT at step %d.' % max(_steps(tmp_path)))
+    assert script.lines[-1].startswith('Stopped by SIGINT at step %d.' % max(saved_steps(tmp_path)))
 
 
 def test_a_second_trainer_keeps_off_and_a_second_signal_ends_the_first_at_once(
@@ -2669,7 +2692,7 @@ def test_a_second_trainer_keeps_off_and_a_second_signal_ends_the_first_at_once(
     first.send(signal.SIGINT)
     assert first.wait(AT_ONCE) == 130
     assert first.errors == []
-    assert _steps(tmp_path) == [0]
+    assert saved_steps(tmp_path) == [0]
 
 
 def test_a_killed_trainer_goes_on_from_its_last_checkpoint_and_0_keeps_all(
@@ -2677,14 +2700,14 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint_and_0_keeps_all(
     flags = _flags(script_data, tmp_path, '--log_frequency=1', '--save_checkpoint_secs=1',
                    '--max_to_keep=0')
     killed = script_start(TRAIN, *flags)
-    assert _until(lambda: len(_steps(tmp_path)) >= 3)
+    assert _until(lambda: len(saved_steps(tmp_path)) >= 3)
     killed.kill()
-    steps = _steps(tmp_path)
+    steps = saved_steps(tmp_path)
     resumed = script_start(TRAIN, *flags, '--max_steps=%d' % (steps[-1] + 1))
     assert resumed.wait() == 0
     assert resumed.lines[1] == 'Resuming from %s/model.ckpt-%d.' % (tmp_path, steps[-1])
     assert _logged(resumed)[0][0] == steps[-1]
-    assert _steps(tmp_path) == steps + [steps[-1] + 1]
+    assert saved_steps(tmp_path) == steps + [steps[-1] + 1]
 
 
 def test_old_checkpoints_go_also_those_of_an_earlier_run(script_start, script_story, script_data,
@@ -2694,19 +2717,62 @@ def test_old_checkpoints_go_also_those_of_an_earlier_run(script_start, script_st
     for older in 1, 2, 3:
         for path in glob.glob('%s/model.ckpt-%d.*' % (tmp_path, step)):
             shutil.copy(path, path.replace('ckpt-%d.' % step, 'ckpt-%d.' % older))
-    other = tmp_path / 'model.ckpt-notes'
-    other.write_text('mine')
+    for other in 'model.ckpt-notes', 'model.ckpt-1.index.bak', 'checkpoint.tmp':
+        (tmp_path / other).write_text('mine')
+    # As a trainer leaves them that is killed while it writes or removes a checkpoint.
+    left = ['model.ckpt-0.data-00000-of-00001', 'model.ckpt-0.meta',
+            'model.ckpt-9.index.tempstate17696890979281016208',
+            'model.ckpt-9.meta.tmp50c69a9ce2414dd092743dc46baac593',
+            'checkpoint.tmp481c1ce746c84490ae62a2387e7f10a5']
+    for name in left:
+        (tmp_path / name).write_text('')
     script = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_to_keep=2',
                                          '--max_steps=%d' % (step + 1)))
     assert script.wait() == 0
-    assert _steps(tmp_path) == [step, step + 1]
-    assert glob.glob('%s/model.ckpt-[123].*' % tmp_path) == []
-    assert other.read_text() == 'mine'
+    assert saved_steps(tmp_path) == [step, step + 1]
+    files = {'model.ckpt-%d.%s' % (kept, suffix) for kept in (step, step + 1)
+             for suffix in ('data-00000-of-00001', 'index', 'meta')}
+    mine = {'model.ckpt-notes', 'model.ckpt-1.index.bak', 'checkpoint.tmp'}
+    names = {name for name in os.listdir(str(tmp_path)) if re.match('model|checkpoint', name)}
+    assert names == files | mine | {'checkpoint'}
+
+
+_TELL_OF_THE_DISK = '''
+import os
+def tell(what, path):
+    with open(%r, 'a') as log:
+        log.write(what + ' ' + os.path.basename(path) + os.linesep)
+fsync, remove = os.fsync, os.remove
+def telling_fsync(descriptor):
+    fsync(descriptor)
+    tell('flushed', os.readlink('/proc/self/fd/%%d' %% descriptor))
+def telling_remove(path):
+    remove(path)
+    tell('removed', path)
+os.fsync, os.remove = telling_fsync, telling_remove
+'''
+
+
+def test_an_old_checkpoint_goes_only_when_the_new_one_would_survive_a_power_cut(
+        script_start, script_story, script_data, tmp_path):
+    step = script_story.stopped_at
+    train_dir, log = tmp_path / 'train', tmp_path / 'log'
+    _copy_checkpoint(script_story.train_dir, train_dir, step)
+    script = script_start(TRAIN, *_flags(script_data, train_dir, '--max_to_keep=1',
+                                         '--max_steps=%d' % (step + 1)),
+                          before=_TELL_OF_THE_DISK % str(log))
+    assert script.wait() == 0
+    told = log.read_text().splitlines()
+    new, old = 'model.ckpt-%d.' % (step + 1), 'model.ckpt-%d.' % step
+    assert set(told[:4]) == {'flushed train', 'flushed %sdata-00000-of-00001' % new,
+                             'flushed %sindex' % new, 'flushed %smeta' % new}
+    assert told[4] == 'removed %sindex' % old
+    assert set(told[5:7]) == {'removed %sdata-00000-of-00001' % old, 'removed %smeta' % old}
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(script_start, script_story,
                                                                 script_data, tmp_path):
-    older, newest = _steps(script_story.train_dir)[-2:]
+    older, newest = saved_steps(script_story.train_dir)[-2:]
     good = _copy_checkpoint(script_story.train_dir, tmp_path, older)
     bad = _copy_checkpoint(script_story.train_dir, tmp_path, newest)
     _damage(bad)
@@ -2737,7 +2803,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(script_start, sc
     ids=['missing', 'empty', 'garbage', 'names what is not there', 'names the old place'])
 def test_the_trainer_resumes_from_what_is_in_the_folder_whatever_the_state_file_says(
         script_start, script_story, script_data, tmp_path, state):
-    older, newest = _steps(script_story.train_dir)[-2:]
+    older, newest = saved_steps(script_story.train_dir)[-2:]
     _copy_checkpoint(script_story.train_dir, tmp_path, older)
     if state is not None:
         if 'story' in state:
@@ -2747,11 +2813,11 @@ def test_the_trainer_resumes_from_what_is_in_the_folder_whatever_the_state_file_
     assert script.wait() == 0
     assert script.errors == []
     assert script.lines[1] == 'Resuming from %s/model.ckpt-%d.' % (tmp_path, older)
-    assert _steps(tmp_path) == [older, older + 1]
+    assert saved_steps(tmp_path) == [older, older + 1]
     names = re.findall('paths?: "(.*)"', (tmp_path / 'checkpoint').read_text())
     assert names[0] == 'model.ckpt-%d' % (older + 1)
     assert set(names) <= {'model.ckpt-%d' % step for step in (older, older + 1)}
-    assert _steps(script_story.train_dir)[-2:] == [older, newest]
+    assert saved_steps(script_story.train_dir)[-2:] == [older, newest]
 
 
 @pytest.mark.parametrize('change, named', [
@@ -2764,16 +2830,16 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_its_variable(
     variables = _random_variables()
     values = _checkpoint_of(5, variables, variables)
     change(values)
-    path = _write_checkpoint(tmp_path, 5, values)
+    path = write_checkpoint(tmp_path, 5, values)
     script = script_start(TRAIN, *_flags(script_data, tmp_path))
     assert script.wait() == 1
     assert len(script.errors) == 1
     assert re.search(r'\b%s\b' % named, script.errors[0]) and path in script.errors[0]
-    assert _steps(tmp_path) == [5]
+    assert saved_steps(tmp_path) == [5]
 
 
 def _all_finite(folder):
-    return all(np.isfinite(value).all() for step in _steps(folder) for value in
+    return all(np.isfinite(value).all() for step in saved_steps(folder) for value in
                _read_checkpoint('%s/model.ckpt-%d' % (folder, step)).values())
 
 
@@ -2789,33 +2855,33 @@ def test_what_is_not_finite_ends_the_run_and_is_never_saved(script_start, script
     assert script.wait() == 1
     assert len(script.errors) == 1
     assert 'training diverged: ' in script.errors[0]
-    assert _steps(tmp_path) == [0]
+    assert saved_steps(tmp_path) == [0]
     assert _all_finite(tmp_path)
 
 
 def test_a_nan_in_the_newest_checkpoint_is_passed_over_with_a_line(script_start, script_data,
                                                                    tmp_path):
     variables = _random_variables()
-    good = _write_checkpoint(tmp_path, 3, _checkpoint_of(3, variables, variables))
+    good = write_checkpoint(tmp_path, 3, _checkpoint_of(3, variables, variables))
     variables['conv2/biases'][7] = np.nan
-    bad = _write_checkpoint(tmp_path, 5, _checkpoint_of(5, variables, variables))
+    bad = write_checkpoint(tmp_path, 5, _checkpoint_of(5, variables, variables))
     flags = _flags(script_data, tmp_path, '--max_steps=4')
     script = script_start(TRAIN, *flags, before=_LEARNING_RATE % '0.0')
     assert script.wait() == 0, script.stderr
     assert script.lines[0].startswith('Passing over %s: ' % bad)
     assert 'conv2/biases' in script.lines[0]
     assert script.lines[2] == 'Resuming from %s.' % good
-    assert _steps(tmp_path) == [3, 4, 5], 'nothing of the user is deleted'
+    assert saved_steps(tmp_path) == [3, 4, 5], 'nothing of the user is deleted'
 
 
 def test_where_no_checkpoint_is_usable_the_trainer_does_not_start_anew(script_start, script_data,
                                                                       tmp_path):
     variables = _random_variables()
-    _damage(_write_checkpoint(tmp_path, 3, _checkpoint_of(3, variables, variables)))
+    _damage(write_checkpoint(tmp_path, 3, _checkpoint_of(3, variables, variables)))
     script = script_start(TRAIN, *_flags(script_data, tmp_path))
     assert script.wait() == 1
     assert len(script.errors) == 1 and str(tmp_path) in script.errors[0]
-    assert _steps(tmp_path) == [3]
+    assert saved_steps(tmp_path) == [3]
 
 
 def _full_disk(pid, size):
@@ -2829,7 +2895,7 @@ def _check_full_disk(script, folder):
     assert len(script.errors) == 1, script.stderr
     assert str(folder) in script.errors[0]
     # The last checkpoint that was written in full can be read.
-    values = _read_checkpoint('%s/model.ckpt-%d' % (folder, _steps(folder)[0]))
+    values = _read_checkpoint('%s/model.ckpt-%d' % (folder, saved_steps(folder)[0]))
     assert len(values) == 21
 
 
@@ -2848,6 +2914,41 @@ def test_a_disk_that_is_full_when_writing_summaries_ends_the_trainer_with_one_li
     script.wait_for('step 1,')
     _full_disk(script.pid, 10000)
     _check_full_disk(script, tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 14 MB: room for one checkpoint, not for two."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mount = shutil.which('mount')
+    if not mount or subprocess.call([mount, '-t', 'tmpfs', '-o', 'size=14m', 'tmpfs', str(folder)],
+                                    stderr=subprocess.DEVNULL):
+        pytest.skip('only root may mount a small disk')
+    yield folder
+    subprocess.check_call(['umount', str(folder)])
+
+
+def test_a_disk_that_is_really_full_ends_the_trainer_and_with_room_it_goes_on(
+        script_start, script_data, small_disk):
+    flags = _flags(script_data, small_disk, '--log_frequency=1')
+    script = script_start(TRAIN, *flags, '--save_checkpoint_secs=1')
+    _check_full_disk(script, small_disk)
+    assert 'No space left on device' in script.errors[0]
+    assert saved_steps(small_disk) == [0]
+
+    subprocess.check_call(['mount', '-o', 'remount,size=40m', str(small_disk)])
+    again = script_start(TRAIN, *flags, '--max_steps=1')
+    assert again.wait() == 0 and again.errors == []
+    assert again.lines[1] == 'Resuming from %s/model.ckpt-0.' % small_disk
+    assert saved_steps(small_disk) == [0, 1]
+
+
+def test_what_the_operating_system_refuses_is_told_in_one_line(script_start, script_data, tmp_path):
+    (tmp_path / 'finished').mkdir()
+    script = script_start(TRAIN, *_flags(script_data, tmp_path))
+    assert script.wait() == 1
+    assert len(script.errors) == 1 and str(tmp_path / 'finished') in script.errors[0]
 
 
 def test_a_data_file_of_no_use_is_named_in_one_line(script_start, tmp_path):
@@ -2877,7 +2978,7 @@ def _evaluate(script_start, data_dir, checkpoint_dir, *flags):
 def test_precision_is_that_of_the_averages_and_with_a_flag_that_of_the_variables(
         script_start, script_known, tmp_path):
     zeros = {name: np.zeros(shape, np.float32) for name, shape in _SHAPES.items()}
-    _write_checkpoint(tmp_path, 12, _checkpoint_of(12, zeros, script_known.variables))
+    write_checkpoint(tmp_path, 12, _checkpoint_of(12, zeros, script_known.variables))
     script, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once')
     assert precisions == ['0.575']  # 23 of 40.
     assert script.lines[1] == 'Evaluating %s/model.ckpt-12 on 40 images.' % tmp_path
@@ -2890,7 +2991,7 @@ def test_precision_is_that_of_the_averages_and_with_a_flag_that_of_the_variables
 
 def test_num_examples_limits_how_many_are_counted_and_train_eval_takes_the_training_set(
         script_start, script_known, tmp_path):
-    _write_checkpoint(tmp_path, 12, _checkpoint_of(12, script_known.variables,
+    write_checkpoint(tmp_path, 12, _checkpoint_of(12, script_known.variables,
                                                    script_known.variables))
     script, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once',
                                    '--num_examples=19')
@@ -2906,7 +3007,7 @@ def test_a_trained_networks_precision_is_numpys(script_start, script_story, scri
     values = _read_checkpoint('%s/model.ckpt-%d' % (script_story.train_dir,
                                                     script_story.stopped_at + 4))
     averages = {name: values[name + _AVERAGE] for name in _SHAPES}
-    logits = _numpy_logits(_random_images(340)[:40], averages)
+    logits = _numpy_logits(rectangle_images(340)[:40], averages)
     labels = np.random.RandomState(8).randint(0, 10, 340)[:40]
     ranked = np.sort(logits, axis=1)
     doubtful = np.count_nonzero(ranked[:, -1] - ranked[:, -2] < 1e-5)
@@ -2920,7 +3021,7 @@ def test_a_checkpoint_of_another_copy_of_the_tutorial_is_evaluated(script_start,
     values = _checkpoint_of(7, {}, script_known.variables)
     values['global_step'] = np.float32(7)
     values['conv1/weight_loss/avg'] = np.float32(1)
-    _write_checkpoint(tmp_path, 7, values)
+    write_checkpoint(tmp_path, 7, values)
     (tmp_path / 'checkpoint').write_text(
         'model_checkpoint_path: "/gone/model.ckpt-7"\n'
         'all_model_checkpoint_paths: "/gone/model.ckpt-7"\n')
@@ -2932,16 +3033,16 @@ def test_a_checkpoint_of_another_copy_of_the_tutorial_is_evaluated(script_start,
 
 def test_what_cannot_be_evaluated_is_skipped_with_a_line(script_start, script_known, tmp_path):
     variables = script_known.variables
-    good = _write_checkpoint(tmp_path, 2, _checkpoint_of(2, variables, variables))
+    good = write_checkpoint(tmp_path, 2, _checkpoint_of(2, variables, variables))
     misfit = dict(_checkpoint_of(3, variables, variables))
     misfit['local4/biases' + _AVERAGE] = np.zeros(7, np.float32)
-    misfit = _write_checkpoint(tmp_path, 3, misfit)
-    without = _write_checkpoint(tmp_path, 4, dict(variables, global_step=np.int64(4)))
+    misfit = write_checkpoint(tmp_path, 3, misfit)
+    without = write_checkpoint(tmp_path, 4, dict(variables, global_step=np.int64(4)))
     nan = {name: np.full_like(value, np.nan) for name, value in variables.items()}
-    diverged = _write_checkpoint(tmp_path, 5, _checkpoint_of(5, nan, nan))
-    half = _write_checkpoint(tmp_path, 6, _checkpoint_of(6, variables, variables))
+    diverged = write_checkpoint(tmp_path, 5, _checkpoint_of(5, nan, nan))
+    half = write_checkpoint(tmp_path, 6, _checkpoint_of(6, variables, variables))
     os.remove(half + '.data-00000-of-00001')
-    empty = _write_checkpoint(tmp_path, 7, _checkpoint_of(7, variables, variables))
+    empty = write_checkpoint(tmp_path, 7, _checkpoint_of(7, variables, variables))
     open(empty + '.index', 'w').close()
 
     script, precisions = _evaluate(script_start, script_known.data_dir, tmp_path, '--run_once')
@@ -2954,6 +3055,53 @@ def test_what_cannot_be_evaluated_is_skipped_with_a_line(script_start, script_kn
     assert 'local4/biases' in skipped[4]
     assert script.lines[-2] == 'Evaluating %s on 40 images.' % good
     assert len(_values(_events(str(tmp_path / 'eval')), 'Precision @ 1')) == 1
+
+
+# The trainer's rotation comes for model.ckpt-5 at the worst moments.
+_ROTATED_AWAY = '''
+import cifar10, glob, os
+def rotate(path):
+    if path.endswith('-5'):
+        for name in glob.glob(path + '.*'):
+            os.remove(name)
+look = cifar10.%s
+def look_and_rotate(path, *args):
+    if %r == 'before':
+        rotate(path)
+    result = look(path, *args)
+    rotate(path)
+    return result
+cifar10.%s = look_and_rotate
+'''
+
+
+@pytest.mark.parametrize('when, function', [
+    ('before', 'checkpoint_damage'), ('after', 'checkpoint_damage'),
+    ('before', 'checkpoint_misfit'), ('after', 'checkpoint_misfit')])
+def test_a_checkpoint_rotated_away_while_it_is_read_is_skipped(script_start, script_known,
+                                                               tmp_path, when, function):
+    values = _checkpoint_of(3, {}, script_known.variables)
+    good, gone = (write_checkpoint(tmp_path, step, values) for step in (3, 5))
+    script = script_start(EVAL, '--data_dir=' + script_known.data_dir, '--run_once',
+                          '--checkpoint_dir=%s' % tmp_path, '--eval_dir=%s' % (tmp_path / 'eval'),
+                          before=_ROTATED_AWAY % (function, when, function))
+    assert script.wait() == 0, script.stderr
+    assert script.errors == []
+    assert script.lines[1].startswith('Skipping %s: ' % gone)
+    assert script.lines[2] == 'Evaluating %s on 40 images.' % good
+    assert script.lines[3].endswith('precision @ 1 = 0.575')
+
+
+def test_a_full_disk_ends_the_evaluator_with_one_line(script_start, script_known, tmp_path):
+    train_dir = tmp_path / 'train'
+    script = script_start(EVAL, '--data_dir=' + script_known.data_dir, '--eval_interval_secs=1',
+                          '--checkpoint_dir=%s' % train_dir, '--eval_dir=%s' % (tmp_path / 'eval'))
+    script.wait_for('^Waiting for the first checkpoint')
+    _full_disk(script.pid, 1000)
+    write_checkpoint(train_dir, 1, _checkpoint_of(1, {}, script_known.variables))
+    assert script.wait(60) == 1
+    assert PRECISION_LINE.match(script.lines[-1])
+    assert len(script.errors) == 1 and 'cannot write events' in script.errors[0]
 
 
 def test_run_once_without_a_checkpoint_ends_with_one_line(script_start, script_data, tmp_path):
@@ -2976,7 +3124,7 @@ def test_a_signal_ends_the_evaluator_at_once_while_it_waits_and_while_it_works(
     assert waiting.wait(AT_ONCE) == status
     assert waiting.errors == []
 
-    _write_checkpoint(tmp_path, 1, _checkpoint_of(1, {}, script_known.variables))
+    write_checkpoint(tmp_path, 1, _checkpoint_of(1, {}, script_known.variables))
     working = script_start(EVAL, *flags, before=_slow_input('crop_center', 0))
     working.wait_for('^Evaluating')
     time.sleep(0.5)
@@ -3001,7 +3149,7 @@ def test_a_checkpoint_of_one_generation_is_evaluated_by_the_other(script_story, 
         [_other_python(), os.path.join(FOLDER, EVAL), '--run_once', '--data_dir=' + script_data,
          '--checkpoint_dir=%s' % tmp_path, '--eval_dir=%s' % (tmp_path / 'eval')],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, env=_script_environment(), timeout=TIMEOUT)
+        universal_newlines=True, env=script_environment(), timeout=TIMEOUT)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert ('TensorFlow %s ' % tf.__version__) not in lines[0]
@@ -3092,7 +3240,7 @@ def test_a_closed_stdout_does_not_disturb_the_trainer(script_start, script_data,
                           shell='exec "$@" >&-')
     assert script.wait() == 0
     assert script.errors == []
-    assert _steps(tmp_path) == [0, 1]
+    assert saved_steps(tmp_path) == [0, 1]
 
 
 def _read_three_lines(script_start, tmp_path, name, *flags):
@@ -3112,12 +3260,12 @@ def test_the_trainer_bears_that_its_reader_leaves(script_start, script_data, tmp
         script_data, tmp_path / 'train', '--log_frequency=1', '--max_steps=6'))
     assert script.errors == []
     # It may go on or stop; what it has done is not lost.
-    assert _steps(tmp_path / 'train')[-1] >= 1
+    assert saved_steps(tmp_path / 'train')[-1] >= 1
 
 
 def test_the_evaluator_bears_that_its_reader_leaves(script_start, script_known, tmp_path):
     for step in 1, 2:
-        _write_checkpoint(tmp_path, step, _checkpoint_of(step, {}, script_known.variables))
+        write_checkpoint(tmp_path, step, _checkpoint_of(step, {}, script_known.variables))
     (tmp_path / 'finished').write_text('2\n')
     _damage(str(tmp_path / 'model.ckpt-2'))
     script = _read_three_lines(
