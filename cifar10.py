@@ -356,7 +356,7 @@ def _summarize_losses(total_loss):
     for term in tf.get_collection('losses'):
         tag = re.sub('^%s_[0-9]+/' % TOWER_NAME, '', term.op.name)
         terms.setdefault(tag, []).append(term)
-    average = tf.train.ExponentialMovingAverage(0.9, name='average')
+    average = tf.train.ExponentialMovingAverage(0.9, zero_debias=True, name='average')
     with tf.variable_creator_scope(_as_local_variable), tf.device('/cpu:0'):
         means = {tag: tf.reduce_mean(tf.stack(towers), name=tag + '/mean')
                  for tag, towers in terms.items()}
