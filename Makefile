@@ -8,6 +8,7 @@ TF        ?=
 ARGS      ?=
 TRAIN_DIR  = /tmp/cifar10_train
 EVAL_DIR   = /tmp/cifar10_eval
+RECORD_DIR = /tmp/cifar10_record
 
 # The Pythons that have wheels of TensorFlow 1.15 on Linux and of 2.x, best first.
 PYTHONS_TF1 = 3.7
@@ -15,11 +16,11 @@ PYTHONS_TF2 = 3.13 3.12 3.11 3.10
 # The benchmarks compare with PyTorch on the Python that it was measured on, if there is one.
 PYTHONS_TORCH = 3.11 3.12 3.13 3.10
 
-.PHONY: help env data train eval multi-gpu test soak bench tensorboard FORCE
+.PHONY: help env data train eval multi-gpu eval-pretrained record test soak bench tensorboard FORCE
 
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [TRAIN_DIR=...] [EVAL_DIR=...]'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 # --- Which TensorFlow ---------------------------------------------------------
 # The reference, 1.15, wherever it can run; 2.x elsewhere. Only `help` needs no answer.
@@ -136,6 +137,10 @@ $(ENV)/pytest: $(READY)
 	@$(pip_install) 'pytest>=7.4,<10'
 	@touch $@
 
+$(ENV)/matplotlib: $(READY)
+	@$(pip_install) 'matplotlib>=3.5'
+	@touch $@
+
 .venv/torch/ready: benchmarks/requirements.txt
 	$(call build,$(PYTHONS_TORCH))
 
@@ -159,6 +164,13 @@ multi-gpu: $(READY) ## train on several GPUs: ARGS="--num_gpus=2"
 
 eval: $(READY) ## measure the newest checkpoint, and each one that follows
 	@exec $(PYTHON) cifar10_eval.py --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" $(ARGS)
+
+eval-pretrained: $(READY) ## measure the trained model that comes along, in results/
+	@exec $(PYTHON) cifar10_eval.py --checkpoint_dir=results --eval_dir="$(EVAL_DIR)" --run_once $(ARGS)
+
+record: $(ENV)/matplotlib ## tables, pictures and a small model of the run in TRAIN_DIR
+	@$(PYTHON) results/record.py --train_dir="$(TRAIN_DIR)" --record_dir="$(RECORD_DIR)" $(ARGS)
+	@$(PYTHON) results/pictures.py --record_dir="$(RECORD_DIR)" $(ARGS)
 
 test: $(ENV)/pytest ## run the tests (no data set needed)
 	@exec $(PYTHON) -m pytest -rs --disable-warnings cifar10_test.py $(ARGS)

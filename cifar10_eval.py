@@ -46,6 +46,21 @@ class Unusable(Exception):
     """Why a checkpoint can't be evaluated."""
 
 
+def predict():
+    """Builds the network on the images that the flags name.
+
+    Returns:
+      logits: [n, 10] float32; labels: [n] int32, both for the next batch.
+      correct: [n] bool, is the class with the largest logit the label?
+    """
+    images, labels = cifar10.inputs(eval_data=FLAGS.eval_data == 'test')
+    logits = cifar10.inference(images)
+    with tf.name_scope('precision'):
+        # Not tf.nn.in_top_k: that takes a tie between all ten classes for a hit.
+        correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+    return logits, labels, correct
+
+
 def model_variables():
     """Dict of name in the checkpoint -> tf.Variable, for the ten variables of the model."""
     average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
@@ -135,11 +150,7 @@ def evaluate():
     """
     num_examples = num_examples_to_evaluate()
     with tf.Graph().as_default() as graph:
-        images, labels = cifar10.inputs(eval_data=FLAGS.eval_data == 'test')
-        logits = cifar10.inference(images)
-        with tf.name_scope('precision'):
-            # Not tf.nn.in_top_k: that takes a tie between all ten classes for a hit.
-            correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+        _, _, correct = predict()
         # Those of cifar10; the input queues add summaries of their own.
         summary_op = tf.summary.merge(tf.get_collection(tf.GraphKeys.SUMMARIES, 'summaries/'))
         variables = model_variables()

@@ -10,6 +10,7 @@ processes, with real signals, sockets and damaged files.
 
 import collections
 import contextlib
+import csv
 import fcntl
 import functools
 import glob
@@ -3139,6 +3140,86 @@ def test_a_signal_ends_the_evaluator_at_once_while_it_waits_and_while_it_works(
     working.send(number)
     assert working.wait(AT_ONCE) == status
     assert working.errors == []
+
+
+# --- Scripts: the record of a run ---------------------------------------------
+
+RECORD = os.path.join('results', 'record.py')
+
+
+@pytest.fixture(scope='module')
+def script_record(script_start, script_story, script_data, tmp_path_factory):
+    """(Function that makes the record of the story, the folder it goes to); made once."""
+    folder = str(tmp_path_factory.mktemp('record'))
+
+    def make():
+        script = script_start(RECORD, '--data_dir=' + script_data, '--batch_size=16',
+                              '--train_dir=' + script_story.train_dir, '--record_dir=' + folder,
+                              '--record_steps=0')
+        assert script.wait() == 0, script.stderr
+        assert script.errors == []
+        return script
+
+    make()
+    return make, folder
+
+
+def _table(folder, name):
+    with open(os.path.join(folder, name), newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_record_tells_the_losses_that_tensorboard_shows(script_record, script_story):
+    rows = _table(script_record[1], 'losses.csv')
+    events = _events(script_story.train_dir)
+    for tag in LOSSES + ['total_loss (raw)', 'learning_rate']:
+        shown = sorted((step, value.simple_value) for step, value in _values(events, tag))
+        assert [int(row['step']) for row in rows] == [step for step, _ in shown]
+        assert [float(row[tag]) for row in rows] == pytest.approx([value for _, value in shown],
+                                                                  rel=1e-4)
+    assert all(0 < float(row['hours']) < 0.1 for row in rows)
+
+
+def test_the_record_tells_each_checkpoints_precision_as_the_evaluator_does(
+        script_start, script_record, script_story, script_data):
+    rows = _table(script_record[1], 'checkpoints.csv')
+    assert [int(row['step']) for row in rows] == saved_steps(script_story.train_dir)
+    for flag, column in [('true', 'precision'), ('false', 'precision without averages')]:
+        evaluator = script_start(EVAL, '--data_dir=' + script_data, '--run_once',
+                                 '--checkpoint_dir=' + script_story.train_dir,
+                                 '--eval_dir=' + script_story.eval_dir + flag,
+                                 '--use_moving_averages=' + flag)
+        assert evaluator.wait() == 0
+        assert evaluator.lines[-1].endswith('= %.3f' % float(rows[-1][column]))
+
+
+def test_a_record_made_again_evaluates_nothing_twice(script_record):
+    make, folder = script_record
+    before = _table(folder, 'checkpoints.csv')
+    assert make().lines == ['Saved %s/model.ckpt-%s.' % (folder, before[-1]['step'])]
+    assert _table(folder, 'checkpoints.csv') == before
+
+
+def test_the_small_model_holds_the_averages_and_is_evaluated_like_the_large_one(
+        script_start, script_record, script_story, script_data, tmp_path):
+    folder = script_record[1]
+    last = max(saved_steps(script_story.train_dir))
+    small = _read_checkpoint('%s/model.ckpt-%d' % (folder, last))
+    large = _read_checkpoint('%s/model.ckpt-%d' % (script_story.train_dir, last))
+    assert sorted(small) == sorted(name + _AVERAGE for name in MODEL)
+    assert all(np.array_equal(small[name], large[name]) for name in small)
+
+    flags = ['--data_dir=' + script_data, '--run_once', '--checkpoint_dir=' + folder,
+             '--eval_dir=%s' % tmp_path]
+    evaluator = script_start(EVAL, *flags)
+    assert evaluator.wait() == 0
+    row = _table(folder, 'checkpoints.csv')[-1]
+    assert evaluator.lines[-1].endswith('= %.3f' % float(row['precision']))
+    without = script_start(EVAL, *flags, '--use_moving_averages=false')
+    assert without.wait() == 1
+    assert without.lines[-1] == ('Skipping %s/model.ckpt-%d: it holds moving averages only; leave '
+                                 'out --use_moving_averages=false' % (folder, last))
+    assert len(without.errors) == 1
 
 
 def _other_python():

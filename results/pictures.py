@@ -1,0 +1,150 @@
+"""Draws what a record tells. Needs matplotlib, beside what the other scripts need.
+
+    python results/pictures.py --record_dir=/data/record
+
+Into --record_dir go losses.png and precision.png, from the tables that record.py has
+made, and confusion.png, filters.png and errors.png, from the model there and the test set.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import cifar10
+import cifar10_eval
+import cifar10_input
+import record
+
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+FLAGS = tf.flags.FLAGS
+
+CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+
+
+def save(figure, name):
+    path = os.path.join(FLAGS.record_dir, name)
+    figure.savefig(path, dpi=100, bbox_inches='tight')
+    plt.close(figure)
+    print('Saved %s.' % path, flush=True)
+
+
+def column(rows, name):
+    """The values of one column of a table, in the order of the steps."""
+    return np.array([float(rows[step][name] or 'nan') for step in sorted(rows)])
+
+
+def draw_losses(rows):
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    steps = column(rows, 'step')
+    for name, label in [('total_loss', 'total loss'), ('cross_entropy', 'cross entropy')]:
+        line, = axes.plot(steps, column(rows, name), label=label, linewidth=1, zorder=3)
+        axes.plot(steps, column(rows, name + ' (raw)'), color=line.get_color(), alpha=0.25,
+                  linewidth=0.5, label=label + ', last batch alone')
+    axes.plot(steps, column(rows, 'local3/weight_loss') + column(rows, 'local4/weight_loss'),
+              label='weight decay', linewidth=1)
+    axes.set(xlabel='step', yscale='log')
+    axes.grid(alpha=0.3, which='both')
+    axes.legend()
+    save(figure, 'losses.png')
+
+
+def draw_precision(rows):
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    for name, label in [('precision', 'with moving averages'),
+                        ('precision without averages', 'without')]:
+        axes.plot(column(rows, 'step'), column(rows, name), '.-', label=label)
+    axes.set(xlabel='step', ylabel='precision @ 1 on the test set', ylim=(0.6, 0.9))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, 'precision.png')
+
+
+def predict(checkpoint):
+    """Classifies the test set in the order of its file.
+
+    Returns:
+      images: [10000, 32, 32, 3] uint8; labels: [10000]; probabilities: [10000, 10];
+      filters: [5, 5, 3, 64] float32, the weights of conv1.
+    """
+    path, = cifar10_input.data_files(True, cifar10.data_folder())
+    records = np.fromfile(path, np.uint8).reshape(-1, cifar10_input.RECORD_BYTES)
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    with tf.Graph().as_default():
+        batch = tf.placeholder(tf.uint8, [None, 32, 32, 3])
+        cropped = tf.cast(cifar10_input.crop_center(batch), tf.float32)
+        probabilities = tf.nn.softmax(cifar10.inference(cifar10_input.standardize(cropped)))
+        variables = cifar10_eval.model_variables()
+        with tf.Session(config=cifar10.session_config()) as session:
+            cifar10_eval.restore(session, tf.train.Saver(variables), variables, checkpoint)
+            predicted = np.concatenate([session.run(probabilities, {batch: part})
+                                        for part in np.array_split(images, 20)])
+            filters = session.run(variables['conv1/weights/ExponentialMovingAverage'])
+    return images, records[:, 0], predicted, filters
+
+
+def draw_confusion(labels, predicted):
+    counts = np.zeros([10, 10], int)
+    np.add.at(counts, (labels, predicted), 1)
+    figure, axes = plt.subplots(figsize=(6.5, 6.5))
+    axes.imshow(np.sqrt(counts), cmap='Blues')
+    for label, row in enumerate(counts):
+        for prediction, count in enumerate(row):
+            axes.text(prediction, label, count, ha='center', va='center', fontsize=8,
+                      color='white' if label == prediction else 'black')
+    axes.set(xticks=range(10), yticks=range(10), yticklabels=CLASSES,
+             xlabel='predicted', ylabel='label')
+    axes.set_xticklabels(CLASSES, rotation=45, ha='right')
+    save(figure, 'confusion.png')
+
+
+def draw_filters(filters):
+    """The 64 filters of conv1, each stretched to its full range, in the order of their colour."""
+    filters = filters.transpose(3, 0, 1, 2)
+    colourful = np.ptp(filters.mean(axis=(1, 2)), axis=1)
+    low = filters.min(axis=(1, 2, 3), keepdims=True)
+    filters = (filters - low) / np.ptp(filters, axis=(1, 2, 3), keepdims=True)
+    sheet = np.ones([4, 6, 16, 6, 3])
+    sheet[:, :5, :, :5] = filters[np.argsort(colourful)].reshape(4, 16, 5, 5, 3).transpose(0, 2, 1, 3, 4)
+    figure, axes = plt.subplots(figsize=(9, 2.3))
+    axes.imshow(sheet.reshape(24, 96, 3)[:-1, :-1])
+    axes.axis('off')
+    save(figure, 'filters.png')
+
+
+def draw_errors(images, labels, probabilities):
+    """The 32 images of the largest cross entropy, with label, prediction, and its probability."""
+    truth = probabilities[np.arange(len(labels)), labels]
+    figure, all_axes = plt.subplots(4, 8, figsize=(11, 7))
+    for axes, index in zip(all_axes.flat, np.argsort(truth)):
+        guess = probabilities[index].argmax()
+        axes.imshow(images[index])
+        axes.set_title('%s?\n%s, %.2f' % (CLASSES[labels[index]], CLASSES[guess],
+                                          probabilities[index, guess]), fontsize=8)
+        axes.axis('off')
+    figure.tight_layout()
+    save(figure, 'errors.png')
+
+
+def main():
+    cifar10.maybe_download_and_extract()
+    tables = [record.read_table(os.path.join(FLAGS.record_dir, name))
+              for name in ('losses.csv', 'checkpoints.csv')]
+    checkpoints = cifar10.checkpoints(FLAGS.record_dir)
+    if not all(tables) or not checkpoints:
+        raise cifar10.UserError('no record in %s; make one with record.py' % FLAGS.record_dir)
+    draw_losses(tables[0])
+    draw_precision(tables[1])
+    images, labels, probabilities, filters = predict(checkpoints[0])
+    draw_confusion(labels, probabilities.argmax(axis=1))
+    draw_filters(filters)
+    draw_errors(images, labels, probabilities)
+
+
+if __name__ == '__main__':
+    cifar10.run(main)
