@@ -96,7 +96,7 @@ def draw_confusion(labels, predicted):
     for label, row in enumerate(counts):
         for prediction, count in enumerate(row):
             axes.text(prediction, label, count, ha='center', va='center', fontsize=8,
-                      color='white' if label == prediction else 'black')
+                      color='white' if count > counts.max() / 3 else 'black')
     axes.set(xticks=range(10), yticks=range(10), yticklabels=CLASSES,
              xlabel='predicted', ylabel='label')
     axes.set_xticklabels(CLASSES, rotation=45, ha='right')
@@ -107,10 +107,11 @@ def draw_filters(filters):
     """The 64 filters of conv1, each stretched to its full range, in the order of their colour."""
     filters = filters.transpose(3, 0, 1, 2)
     colourful = np.ptp(filters.mean(axis=(1, 2)), axis=1)
-    low = filters.min(axis=(1, 2, 3), keepdims=True)
-    filters = (filters - low) / np.ptp(filters, axis=(1, 2, 3), keepdims=True)
+    filters = filters[np.argsort(colourful)]
+    filters -= filters.min(axis=(1, 2, 3), keepdims=True)
+    filters /= filters.max(axis=(1, 2, 3), keepdims=True)
     sheet = np.ones([4, 6, 16, 6, 3])
-    sheet[:, :5, :, :5] = filters[np.argsort(colourful)].reshape(4, 16, 5, 5, 3).transpose(0, 2, 1, 3, 4)
+    sheet[:, :5, :, :5] = filters.reshape(4, 16, 5, 5, 3).transpose(0, 2, 1, 3, 4)
     figure, axes = plt.subplots(figsize=(9, 2.3))
     axes.imshow(sheet.reshape(24, 96, 3)[:-1, :-1])
     axes.axis('off')
@@ -118,14 +119,14 @@ def draw_filters(filters):
 
 
 def draw_errors(images, labels, probabilities):
-    """The 32 images of the largest cross entropy, with label, prediction, and its probability."""
+    """The 32 images of the largest cross entropy, with label, prediction and its probability."""
     truth = probabilities[np.arange(len(labels)), labels]
     figure, all_axes = plt.subplots(4, 8, figsize=(11, 7))
     for axes, index in zip(all_axes.flat, np.argsort(truth)):
         guess = probabilities[index].argmax()
         axes.imshow(images[index])
-        axes.set_title('%s?\n%s, %.2f' % (CLASSES[labels[index]], CLASSES[guess],
-                                          probabilities[index, guess]), fontsize=8)
+        axes.set_title('%s, taken\nfor %s: %.2f' % (
+            CLASSES[labels[index]], CLASSES[guess], probabilities[index, guess]), fontsize=8)
         axes.axis('off')
     figure.tight_layout()
     save(figure, 'errors.png')
