@@ -176,7 +176,7 @@ test: $(ENV)/pytest ## run the tests (no data set needed)
 	@exec $(PYTHON) -m pytest -rs --disable-warnings cifar10_test.py $(ARGS)
 
 soak: $(ENV)/pytest ## malformed input, kills and endurance: two hours; ARGS=--quick: minutes
-	@$(PYTHON) tests/fuzz.py $(ARGS)
+	@$(PYTHON) tests/fuzz.py $(filter --quick,$(ARGS))
 	@$(PYTHON) tests/kills.py $(ARGS)
 	@$(PYTHON) tests/endurance.py $(ARGS)
 
