@@ -90,9 +90,11 @@ READY  = $(ENV)/$(if $(and $(DRIVER),$(filter 2,$(CHOICE))),cuda,ready)
 pip_install = $(@D)/bin/python -m pip -qq --disable-pip-version-check install
 
 # Python: runs a command while no other make builds, say for an evaluator in a second terminal.
+# Ctrl-C ends the waiting without a traceback.
 define IN_TURN
 import fcntl, os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 lock = os.open('.venv/.lock', os.O_CREAT | os.O_RDWR)
 os.set_inheritable(lock, True)
 try:
@@ -127,18 +129,21 @@ endef
 $(ENV)/ready: requirements.txt $(if $(shell $(PYTHON) -V 2>/dev/null),,FORCE)
 	$(call build,$(PYTHONS_TF$(CHOICE)))
 
-$(ENV)/cuda: $(ENV)/ready requirements.txt
+# What is added stays until the environment is built anew (order-only prerequisites).
+in_turn = $(@D)/bin/python -c "$$IN_TURN"
+
+$(ENV)/cuda: | $(ENV)/ready
 	@echo 'Adding the CUDA libraries (gigabytes; a few minutes) ...'
-	@$(pip_install) -r requirements.txt 'tensorflow[and-cuda]'
+	@$(in_turn) $(pip_install) -r requirements.txt 'tensorflow[and-cuda]'
 	@touch $@
 
 # Whoever only trains needs no pytest. 7.4 is the last for Python 3.7.
-$(ENV)/pytest: $(READY)
-	@$(pip_install) 'pytest>=7.4,<10'
+$(ENV)/pytest: | $(READY)
+	@$(in_turn) $(pip_install) 'pytest>=7.4,<10'
 	@touch $@
 
-$(ENV)/matplotlib: $(READY)
-	@$(pip_install) 'matplotlib>=3.5'
+$(ENV)/matplotlib: | $(READY)
+	@$(in_turn) $(pip_install) 'matplotlib>=3.5'
 	@touch $@
 
 .venv/torch/ready: benchmarks/requirements.txt
@@ -166,19 +171,19 @@ eval: $(READY) ## measure the newest checkpoint, and each one that follows
 	@exec $(PYTHON) cifar10_eval.py --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" $(ARGS)
 
 eval-pretrained: $(READY) ## measure the trained model that comes along, in results/
-	@exec $(PYTHON) cifar10_eval.py --checkpoint_dir=results --eval_dir="$(EVAL_DIR)" --run_once $(ARGS)
+	@exec $(PYTHON) cifar10_eval.py --checkpoint_dir=results --eval_dir="$(EVAL_DIR)_pretrained" --run_once $(ARGS)
 
 record: $(ENV)/matplotlib ## tables, pictures and a small model of the run in TRAIN_DIR
-	@$(PYTHON) results/record.py --train_dir="$(TRAIN_DIR)" --record_dir="$(RECORD_DIR)" $(ARGS)
-	@$(PYTHON) results/pictures.py --record_dir="$(RECORD_DIR)" $(ARGS)
+	@exec $(PYTHON) results/record.py --train_dir="$(TRAIN_DIR)" --record_dir="$(RECORD_DIR)" $(ARGS)
+	@exec $(PYTHON) results/pictures.py --record_dir="$(RECORD_DIR)" $(ARGS)
 
 test: $(ENV)/pytest ## run the tests (no data set needed)
 	@exec $(PYTHON) -m pytest -rs --disable-warnings cifar10_test.py $(ARGS)
 
 soak: $(ENV)/pytest ## malformed input, kills and endurance: two hours; ARGS=--quick: minutes
-	@$(PYTHON) tests/fuzz.py $(filter --quick,$(ARGS))
-	@$(PYTHON) tests/kills.py $(ARGS)
-	@$(PYTHON) tests/endurance.py $(ARGS)
+	@exec $(PYTHON) tests/fuzz.py $(filter --quick,$(ARGS))
+	@exec $(PYTHON) tests/kills.py $(ARGS)
+	@exec $(PYTHON) tests/endurance.py $(ARGS)
 
 bench: $(READY) .venv/torch/ready ## measure what is claimed about speed
 	@exec $(PYTHON) benchmarks/run.py $(ARGS)

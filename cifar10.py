@@ -565,6 +565,9 @@ def run(main):
         extra = FLAGS(sys.argv)[1:]
         if extra:
             raise tf.flags.Error('unexpected argument: %s' % ' '.join(extra))
+        for name, value in FLAGS.flag_values_dict().items():
+            if isinstance(value, str) and not _is_utf8(value):
+                raise tf.flags.IllegalFlagValueError('flag --%s=%r: not in UTF-8' % (name, value))
         if FLAGS.help:
             print(sys.modules['__main__'].__doc__)
             for module in FLAGS.flags_by_module_dict():
@@ -579,6 +582,11 @@ def run(main):
         sys.exit(128 + signal.SIGPIPE)
     except (cifar10_download.DataError, UserError, OSError) as error:
         _complain('%s: %s' % (script, error), 1)
+
+
+def _is_utf8(text):
+    """TensorFlow takes no other text, of which Python makes lone surrogates."""
+    return text == text.encode('utf-8', 'replace').decode('utf-8')
 
 
 def _complain(text, status):

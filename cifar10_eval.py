@@ -46,19 +46,17 @@ class Unusable(Exception):
     """Why a checkpoint can't be evaluated."""
 
 
-def predict():
+def correct_predictions():
     """Builds the network on the images that the flags name.
 
     Returns:
-      logits: [n, 10] float32; labels: [n] int32, both for the next batch.
-      correct: [n] bool, is the class with the largest logit the label?
+      [n] bool for the next batch of n images: is the class with the largest logit the label?
     """
     images, labels = cifar10.inputs(eval_data=FLAGS.eval_data == 'test')
     logits = cifar10.inference(images)
     with tf.name_scope('precision'):
         # Not tf.nn.in_top_k: that takes a tie between all ten classes for a hit.
-        correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
-    return logits, labels, correct
+        return tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
 
 
 def model_variables():
@@ -150,7 +148,7 @@ def evaluate():
     """
     num_examples = num_examples_to_evaluate()
     with tf.Graph().as_default() as graph:
-        _, _, correct = predict()
+        correct = correct_predictions()
         # Those of cifar10; the input queues add summaries of their own.
         summary_op = tf.summary.merge(tf.get_collection(tf.GraphKeys.SUMMARIES, 'summaries/'))
         variables = model_variables()

@@ -2660,11 +2660,12 @@ def test_a_signal_while_the_queue_fills_is_heard_after_the_first_step(
 
 
 @pytest.mark.parametrize('name', [TRAIN, MULTI_GPU, EVAL])
-@pytest.mark.parametrize('delay', [0.2, 0.6])
+@pytest.mark.parametrize('delay', [0.0, 0.3])
 def test_ctrl_c_while_tensorflow_loads_ends_a_script_without_a_traceback(
         script_start, script_data, tmp_path, name, delay):
     folder = '--%s=%s' % ('eval_dir' if name == EVAL else 'train_dir', tmp_path)
     script = script_start(name, '--data_dir=' + script_data, folder, fresh=True)
+    assert _until(lambda: 'tensorflow' in _read('/proc/%d/maps' % script.pid))
     time.sleep(delay)
     script.send(signal.SIGINT)
     # The interpreter dies of the signal, as a shell reports it with 130, too.
@@ -2726,7 +2727,9 @@ def test_old_checkpoints_go_also_those_of_an_earlier_run(script_start, script_st
     for older in 1, 2, 3:
         for path in glob.glob('%s/model.ckpt-%d.*' % (tmp_path, step)):
             shutil.copy(path, path.replace('ckpt-%d.' % step, 'ckpt-%d.' % older))
-    for other in 'model.ckpt-notes', 'model.ckpt-1.index.bak', 'checkpoint.tmp':
+    mine = {'model.ckpt-notes', 'model.ckpt-1.index.bak', 'checkpoint.tmp1',
+            'model.ckpt-1.notes.tempstate1'}
+    for other in mine:
         (tmp_path / other).write_text('mine')
     # As a trainer leaves them that is killed while it writes or removes a checkpoint.
     left = ['model.ckpt-0.data-00000-of-00001', 'model.ckpt-0.meta',
@@ -2741,7 +2744,6 @@ def test_old_checkpoints_go_also_those_of_an_earlier_run(script_start, script_st
     assert saved_steps(tmp_path) == [step, step + 1]
     files = {'model.ckpt-%d.%s' % (kept, suffix) for kept in (step, step + 1)
              for suffix in ('data-00000-of-00001', 'index', 'meta')}
-    mine = {'model.ckpt-notes', 'model.ckpt-1.index.bak', 'checkpoint.tmp'}
     names = {name for name in os.listdir(str(tmp_path)) if re.match('model|checkpoint', name)}
     assert names == files | mine | {'checkpoint'}
 
@@ -2874,13 +2876,13 @@ def test_a_nan_in_the_newest_checkpoint_is_passed_over_with_a_line(script_start,
     good = write_checkpoint(tmp_path, 3, _checkpoint_of(3, variables, variables))
     variables['conv2/biases'][7] = np.nan
     bad = write_checkpoint(tmp_path, 5, _checkpoint_of(5, variables, variables))
-    flags = _flags(script_data, tmp_path, '--max_steps=4')
+    flags = _flags(script_data, tmp_path, '--max_steps=6', '--max_to_keep=2')
     script = script_start(TRAIN, *flags, before=_LEARNING_RATE % '0.0')
     assert script.wait() == 0, script.stderr
     assert script.lines[0].startswith('Passing over %s: ' % bad)
     assert 'conv2/biases' in script.lines[0]
     assert script.lines[2] == 'Resuming from %s.' % good
-    assert saved_steps(tmp_path) == [3, 4, 5], 'nothing of the user is deleted'
+    assert saved_steps(tmp_path) == [3, 5, 6], 'it keeps two good ones'
 
 
 def test_where_no_checkpoint_is_usable_the_trainer_does_not_start_anew(script_start, script_data,
@@ -2935,7 +2937,7 @@ def small_disk(tmp_path):
                                     stderr=subprocess.DEVNULL):
         pytest.skip('only root may mount a small disk')
     yield folder
-    subprocess.check_call(['umount', str(folder)])
+    subprocess.check_call(['umount', '-l', str(folder)])
 
 
 def test_a_disk_that_is_really_full_ends_the_trainer_and_with_room_it_goes_on(
@@ -3222,6 +3224,31 @@ def test_the_small_model_holds_the_averages_and_is_evaluated_like_the_large_one(
     assert len(without.errors) == 1
 
 
+@pytest.mark.parametrize('fault, reason', [
+    ('same folder', 'whose checkpoints it would overwrite'),
+    ('other run', 'tells of another run'),
+    ('no run', 'no events or no checkpoint')])
+def test_a_record_is_not_made_where_it_would_be_wrong(script_start, script_record, script_story,
+                                                      script_data, tmp_path, fault, reason):
+    train_dir, record_dir = tmp_path / 'train', tmp_path / 'record'
+    shutil.copytree(script_record[1], str(record_dir))
+    if fault == 'no run':
+        train_dir.mkdir()
+    else:
+        shutil.copytree(script_story.train_dir, str(train_dir))
+    table = record_dir / 'checkpoints.csv'
+    if fault == 'other run':
+        table.write_text(re.sub('T[0-9]', 'T9', table.read_text()))
+    if fault == 'same folder':
+        record_dir = train_dir
+    before = _contents(str(train_dir)), table.read_text()
+    script = script_start(RECORD, '--data_dir=' + script_data, '--train_dir=%s' % train_dir,
+                          '--record_dir=%s' % record_dir, '--record_steps=0')
+    assert script.wait() == 1
+    assert len(script.errors) == 1 and reason in script.errors[0]
+    assert before == (_contents(str(train_dir)), table.read_text())
+
+
 def _other_python():
     """The Python of the other generation of TensorFlow, or None."""
     other = '.venv/tf2' if tf.__version__.startswith('1.') else '.venv/tf1'
@@ -3260,7 +3287,7 @@ BAD_FLAGS = [
     (EVAL, 'batch_size', '0'), (EVAL, 'num_examples', '0'), (EVAL, 'num_examples', '41'),
     (EVAL, 'eval_data', 'foo'), (EVAL, 'eval_interval_secs', '0'),
     (EVAL, 'run_once', 'perhaps'), (EVAL, 'no_such_flag', '1'), (EVAL, 'max_steps', '3'),
-    (EVAL, 'eval_dir', '{file}/below')]
+    (EVAL, 'eval_dir', '{file}/below'), (TRAIN, 'data_dir', '/tmp/\udcff')]
 
 
 @pytest.mark.parametrize('name, flag, value', BAD_FLAGS,

@@ -12,6 +12,7 @@ the run after the current step and a last checkpoint; the same command resumes i
 import collections
 import contextlib
 from datetime import datetime
+import errno
 import fcntl
 import os
 import re
@@ -69,7 +70,9 @@ def locked(folder):
 def remove_leftovers(folder):
     """Removes what a trainer left that was killed while it wrote a checkpoint."""
     for name in os.listdir(folder):
-        if re.match(r'(checkpoint|model\.ckpt-[0-9]+\..*)\.(tempstate[0-9]+|tmp[0-9a-f]+)$', name):
+        if re.fullmatch(r'checkpoint\.tmp[0-9a-f]{32}|'
+                        r'model\.ckpt-[0-9]+\.(meta\.tmp[0-9a-f]{32}|'
+                        r'(index|data-[0-9]{5}-of-[0-9]{5})\.tempstate[0-9]+)', name):
             os.remove(os.path.join(folder, name))
 
 
@@ -77,7 +80,7 @@ def files_by_step(folder):
     """Dict of step -> paths of its checkpoint's files, the index first; some may be missing."""
     files = collections.defaultdict(list)
     for name in sorted(os.listdir(folder), key=lambda name: not name.endswith('.index')):
-        match = re.match(r'model\.ckpt-([0-9]+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})$', name)
+        match = re.fullmatch(r'model\.ckpt-([0-9]+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})', name)
         if match:
             files[int(match.group(1))].append(os.path.join(folder, name))
     return files
@@ -89,6 +92,9 @@ def flush_to_disk(paths):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Not every file system can.
+                raise
         finally:
             os.close(descriptor)
 
@@ -129,6 +135,9 @@ class CheckpointHook(tf.train.SessionRunHook):
         self._saver = saver
         self._global_step = global_step
         self._saved_step = saved_step
+        # Not those behind it, which were found to be damaged.
+        self._good = [each.step for each in cifar10.checkpoints(FLAGS.train_dir)
+                      if saved_step is not None and each.step <= saved_step]
 
     def begin(self):
         self._finite = {variable.op.name: tf.reduce_all(tf.is_finite(variable))
@@ -160,22 +169,25 @@ class CheckpointHook(tf.train.SessionRunHook):
                 raise cifar10.UserError(
                     'cannot save %s-%d: %s. The checkpoints before it are good; make room and '
                     'run the same command again.' % (path, step, cifar10.brief(error)))
-            self._rotate(step)
+            self._good = [step] + self._good
+            self._rotate()
         self._saved_step, self._saved_at = step, time.time()
 
-    def _rotate(self, step):
-        """Keeps --max_to_keep checkpoints, this step's and the ones before it.
+    def _rotate(self):
+        """Keeps --max_to_keep good checkpoints.
 
         The Saver would know of those only that it has written itself. With the older
         ones go the files of checkpoints that a killed trainer did not finish, or did
         not finish removing.
         """
-        steps = [each.step for each in cifar10.checkpoints(FLAGS.train_dir) if each.step <= step]
-        if 0 < FLAGS.max_to_keep <= len(steps):
-            oldest = steps[FLAGS.max_to_keep - 1]
-            for each, paths in files_by_step(FLAGS.train_dir).items():
-                for path in paths if each < oldest else []:
-                    os.remove(path)
+        if 0 < FLAGS.max_to_keep <= len(self._good):
+            oldest = self._good[FLAGS.max_to_keep - 1]
+            for step, paths in files_by_step(FLAGS.train_dir).items():
+                for path in paths if step < oldest else []:
+                    try:
+                        os.remove(path)
+                    except OSError as error:  # No reason to end a run.
+                        print('Cannot remove an old checkpoint: %s' % error, flush=True)
 
 
 def restorer(saver, checkpoint):

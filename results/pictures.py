@@ -59,7 +59,8 @@ def draw_precision(rows):
     for name, label in [('precision', 'with moving averages'),
                         ('precision without averages', 'without')]:
         axes.plot(column(rows, 'step'), column(rows, name), '.-', label=label)
-    axes.set(xlabel='step', ylabel='precision @ 1 on the test set', ylim=(0.6, 0.9))
+    last = column(rows, 'precision')[-1]  # The climb of the first steps would hide the rest.
+    axes.set(xlabel='step', ylabel='precision @ 1 on the test set', ylim=(last - 0.2, last + 0.02))
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, 'precision.png')
@@ -122,12 +123,13 @@ def draw_errors(images, labels, probabilities):
     """The 32 images of the largest cross entropy, with label, prediction and its probability."""
     truth = probabilities[np.arange(len(labels)), labels]
     figure, all_axes = plt.subplots(4, 8, figsize=(11, 7))
+    for axes in all_axes.flat:
+        axes.axis('off')
     for axes, index in zip(all_axes.flat, np.argsort(truth)):
         guess = probabilities[index].argmax()
         axes.imshow(images[index])
         axes.set_title('%s, taken\nfor %s: %.2f' % (
             CLASSES[labels[index]], CLASSES[guess], probabilities[index, guess]), fontsize=8)
-        axes.axis('off')
     figure.tight_layout()
     save(figure, 'errors.png')
 

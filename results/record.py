@@ -11,9 +11,9 @@ Into --record_dir go
     model.ckpt-STEP    of the newest checkpoint the moving averages only: half the size,
                        and all that the evaluator needs
 
-`hours` is how long trainers have been at work, without the time between a run's end
-and the next one's start. Run again, it adds what is new: a checkpoint that is in the
-table already is not evaluated again.
+`hours` is how long trainers have been at work, from the first event of each to its
+last, without the time in between. Run again on the same run, it adds what is new: a
+checkpoint that is in the table already is not evaluated again.
 """
 
 import csv
@@ -79,6 +79,9 @@ def read_losses(train_dir):
             values = {value.tag: value.simple_value for value in event.summary.value
                       if value.tag in SCALARS}
             if values:
+                # Of an earlier trainer, killed when it was further than its checkpoint.
+                for step in [step for step in rows if step >= event.step]:
+                    del rows[step]
                 row = {'step': event.step, 'hours': '%.4f' % ((worked + now - start) / 3600),
                        'time': datetime.fromtimestamp(now, timezone.utc).isoformat('T', 'seconds')}
                 row.update((tag, '%.6g' % value) for tag, value in values.items())
@@ -104,7 +107,7 @@ def precision(checkpoint, averages):
     FLAGS.use_moving_averages = averages
     num_examples = cifar10_eval.num_examples_to_evaluate()
     with tf.Graph().as_default():
-        _, _, correct = cifar10_eval.predict()
+        correct = cifar10_eval.correct_predictions()
         variables = cifar10_eval.model_variables()
         saver = tf.train.Saver(variables)
         with tf.Session(config=cifar10.session_config()) as session:
@@ -118,11 +121,14 @@ def evaluate(checkpoints, losses, path):
     """Brings the table of precisions up to date."""
     rows = read_table(path)
     for checkpoint in checkpoints:
+        # The summary before it is at most 100 steps old, unless it is the first.
+        before = max((step for step in losses if step <= checkpoint.step), default=min(losses))
+        row = dict(losses[before], step=checkpoint.step)
         if checkpoint.step in rows:
+            if rows[checkpoint.step]['time'] != row['time']:
+                raise cifar10.UserError('%s tells of another run; name another folder with '
+                                        '--record_dir' % path)
             continue
-        # The summary before it is at most 100 steps old; of step 0 there is none before.
-        before = [step for step in losses if step <= checkpoint.step]
-        row = dict(losses[max(before)] if before else {}, step=checkpoint.step)
         try:
             row['precision'] = '%.4f' % precision(checkpoint, averages=True)
             row['precision without averages'] = '%.4f' % precision(checkpoint, averages=False)
@@ -136,10 +142,19 @@ def evaluate(checkpoints, losses, path):
 
 
 def save_averages(checkpoint, folder):
-    """Writes a checkpoint of the moving averages alone. Returns its path."""
+    """Writes a checkpoint of the moving averages alone. Returns its path.
+
+    Raises:
+      cifar10.UserError: it has none, or has been removed meanwhile.
+    """
+    problem = cifar10.checkpoint_damage(checkpoint.path)
+    if problem is not None:
+        raise cifar10.UserError('%s: %s' % (checkpoint.path, problem))
     reader = tf.train.load_checkpoint(checkpoint.path)
     names = sorted(name for name in reader.get_variable_to_shape_map()
                    if name.endswith('/ExponentialMovingAverage'))
+    if not names:
+        raise cifar10.UserError('%s holds no moving averages' % checkpoint.path)
     path = os.path.join(folder, 'model.ckpt-%d' % checkpoint.step)
     with tf.Graph().as_default(), tf.Session() as session:
         session.run(tf.raw_ops.SaveV2(
@@ -150,6 +165,9 @@ def save_averages(checkpoint, folder):
 
 def main():
     cifar10.make_folder('record_dir')
+    if os.path.realpath(FLAGS.record_dir) == os.path.realpath(FLAGS.train_dir):
+        raise cifar10.UserError('--record_dir is --train_dir, whose checkpoints it would overwrite')
+    FLAGS.eval_data = 'test'
     cifar10.maybe_download_and_extract()
     losses = read_losses(FLAGS.train_dir)
     checkpoints = cifar10.checkpoints(FLAGS.train_dir)[::-1]
@@ -159,8 +177,7 @@ def main():
     write_table(os.path.join(FLAGS.record_dir, 'losses.csv'), LOSSES_COLUMNS, losses)
     evaluate(every(checkpoints, FLAGS.record_steps), losses,
              os.path.join(FLAGS.record_dir, 'checkpoints.csv'))
-    print('Saved %s.' % save_averages(cifar10_train.newest_checkpoint(FLAGS.train_dir),
-                                      FLAGS.record_dir))
+    print('Saved %s.' % save_averages(checkpoints[-1], FLAGS.record_dir))
 
 
 if __name__ == '__main__':

@@ -3,14 +3,14 @@
     python tests/kills.py            both parts as below, half an hour
     python tests/kills.py --quick    few kills and steps, a few minutes
 
-Part one kills a trainer on the real data set at random moments, from its start to
-long after a checkpoint, and starts it again, fifty times. The global step may never
-go back by more than one interval between checkpoints, the loss has to go on from
-where it was, and in the end the network has to be as good as that of a run which
-nobody disturbed.
+First it kills at each step of writing a checkpoint: whenever a file is about to be
+opened, written to, closed, renamed or removed (kill_at.c; needs Linux and cc).
 
-Part two kills at each step of writing a checkpoint: whenever a file is about to be
-opened, written to, closed, renamed or removed (kill_at.c; needs a C compiler).
+Then it kills a trainer on the real data set at random moments, from its start to long
+after a checkpoint, and starts it again, fifty times. It has to go on from the newest
+checkpoint, never more than one interval behind; the loss has to go on from where it
+was; and in the end the network has to be as good as that of a run which nobody
+disturbed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import datetime
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,12 +29,16 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))
 
 import cifar10
+import cifar10_download
 import cifar10_test
 
-SAVE_SECS = 2
-SLACK_SECS = 3      # A step, a save, and a machine that does other things as well.
+SAVE_SECS = 3
+SLACK_SECS = 2      # A step, a save, and a machine that does other things as well.
 COMPARED_STEPS = 20
 LOSS_JUMP = 0.4     # Between means of 20 batches; initial weights would be worse by more.
+
+
+started = []
 
 
 class Failure(Exception):
@@ -47,9 +52,16 @@ def expect(condition, what, *details):
 
 def run_script(scratch, name, *flags, **environment):
     """Starts a script with its output in `scratch`. Returns a cifar10_test.Script."""
-    number = len(os.listdir(scratch))
-    return cifar10_test.start_script(os.path.join(scratch, str(number)), name, flags,
-                                     dict(cifar10_test.script_environment(), **environment))
+    script = cifar10_test.start_script(
+        os.path.join(scratch, str(len(started))), name, flags,
+        dict(cifar10_test.script_environment(), **environment))
+    started.append(script)
+    return script
+
+
+def newest_step(train_dir):
+    found = cifar10.checkpoints(train_dir)
+    return found[0].step if found else 0
 
 
 def log_of(script):
@@ -80,18 +92,22 @@ class Witness:
     def __init__(self):
         self.losses = {}      # Step -> (loss, time) as last logged.
         self.killed_at = None
-        self.newest = 0       # The newest checkpoint that a life is known to have begun with.
+        self.newest = 0       # The newest checkpoint after the last kill.
         self.lost_secs = []
         self.jumps = []
 
-    def check(self, script, killed_at):
-        """Takes down a life that has ended. Returns what to tell of it."""
+    def check(self, script, killed_at, newest):
+        """Takes down a life that has ended, and the newest checkpoint after it.
+
+        Returns what to tell of it.
+        """
         log, start = log_of(script), resumed_step(script)
+        expected, self.newest = self.newest, newest
         if start is None and not log:
             return 'killed before it had resumed'
         start = start or 0
-        expect(start >= self.newest, 'it went back to step %d, behind the checkpoint of step %d',
-               start, self.newest)
+        expect(start == expected, 'it went on from step %d, not from the checkpoint of step %d',
+               start, expected)
         told = 'resumed at step %d' % start
         if start in self.losses:  # Then this step had been done before the kill, and was lost.
             lost = self.killed_at - self.losses[start][1]
@@ -109,20 +125,22 @@ class Witness:
         # What lies behind the checkpoint has been done anew or not at all.
         self.losses = {step: seen for step, seen in self.losses.items() if step < start}
         self.losses.update((step, (loss, when)) for step, loss, when in log)
-        self.newest, self.killed_at = start, killed_at
-        return told + (', killed at step %d' % (log[-1][0] + 1) if log else '')
+        self.killed_at = killed_at
+        return told + (', ended at step %d' % (log[-1][0] + 1) if log else '')
 
 
-def kill_at_random(scratch, data_dir, kills, max_steps, tolerance):
-    """Part one. Returns a line on what was seen."""
-    def train(name):
-        train_dir = os.path.join(scratch, name)
-        return train_dir, ('cifar10_train.py', '--train_dir=' + train_dir, '--log_frequency=1',
-                           '--data_dir=' + data_dir, '--max_steps=%d' % max_steps,
-                           '--save_checkpoint_secs=%d' % SAVE_SECS)
+def kill_at_random(scratch, data_dir, kills, more_steps, tolerance):
+    """Kills, then trains so many steps more. Returns a line on what was seen."""
+    cifar10_download.maybe_download_and_extract(data_dir)
+    disturbed_dir, undisturbed_dir = (os.path.join(scratch, name)
+                                      for name in ('disturbed', 'undisturbed'))
 
-    train_dir, command = train('disturbed')
-    script = run_script(scratch, *command)
+    def train(train_dir, *flags):
+        return run_script(scratch, 'cifar10_train.py', '--train_dir=' + train_dir,
+                          '--data_dir=' + data_dir, '--log_frequency=1',
+                          '--save_checkpoint_secs=%d' % SAVE_SECS, *flags)
+
+    script = train(disturbed_dir)
     start = time.time()
     script.wait_for('step 1,')
     longest = 2.5 * (time.time() - start)  # So that most of the kills come after the start.
@@ -130,21 +148,24 @@ def kill_at_random(scratch, data_dir, kills, max_steps, tolerance):
     witness, chance = Witness(), random.Random(0)
     for kill in range(1, kills + 1):
         time.sleep(chance.uniform(0, longest))
-        ended = script.status() is not None
-        expect(not ended, 'it ended by itself:\n%s%s', script.stdout, script.stderr)
+        expect(script.status() is None, 'it ended by itself:\n%s%s', script.stdout, script.stderr)
         script.kill()
-        print('kill %d: %s' % (kill, witness.check(script, time.time())), flush=True)
-        script = run_script(scratch, *command)
+        print('kill %d: %s' % (kill, witness.check(script, time.time(),
+                                                   newest_step(disturbed_dir))), flush=True)
+        script = train(disturbed_dir)
+    script.kill()
+    max_steps = newest_step(disturbed_dir) + more_steps
+    script = train(disturbed_dir, '--max_steps=%d' % max_steps)
     expect(script.wait(3600) == 0, 'the last run failed:\n%s', script.stderr)
-    print('at last: ' + witness.check(script, None), flush=True)
-    expect(len(cifar10.checkpoints(train_dir)) == 5, 'not 5 checkpoints are left')
-    left = [name for name in os.listdir(train_dir) if re.search('temp|tmp', name)]
+    expect(newest_step(disturbed_dir) == max_steps, 'it ended at %d', newest_step(disturbed_dir))
+    expect(len(cifar10.checkpoints(disturbed_dir)) <= 5, 'the old checkpoints were not removed')
+    left = [name for name in os.listdir(disturbed_dir) if re.search('temp|tmp', name)]
     expect(not left, 'left lying about: %s', left)
-    disturbed = precision(scratch, data_dir, train_dir)
+    disturbed = precision(scratch, data_dir, disturbed_dir)
 
-    train_dir, command = train('undisturbed')
-    expect(run_script(scratch, *command).wait(3600) == 0, 'the undisturbed run failed')
-    undisturbed = precision(scratch, data_dir, train_dir)
+    script = train(undisturbed_dir, '--max_steps=%d' % max_steps)
+    expect(script.wait(3600) == 0, 'the undisturbed run failed:\n%s', script.stderr)
+    undisturbed = precision(scratch, data_dir, undisturbed_dir)
     expect(disturbed > undisturbed - tolerance, 'precision %.3f instead of %.3f',
            disturbed, undisturbed)
     return ('%d random kills: at most %.1f s of work lost at a time (%d s between checkpoints), '
@@ -155,24 +176,20 @@ def kill_at_random(scratch, data_dir, kills, max_steps, tolerance):
 
 
 def kill_while_saving(scratch, stride):
-    """Part two, at every `stride`-th step of writing. Returns a line on what was seen."""
+    """Kills at every `stride`-th step of writing. Returns a line on what was seen."""
     data_dir, train_dir = os.path.join(scratch, 'data'), os.path.join(scratch, 'staged')
     log_path, library = os.path.join(scratch, 'steps.log'), os.path.join(scratch, 'kill_at.so')
     subprocess.check_call(['cc', '-shared', '-fPIC', '-o', library,
                            os.path.join(FOLDER, 'kill_at.c'), '-ldl'])
     cifar10_test.write_data(data_dir, cifar10_test.rectangle_images(340), [0] * 340)
 
-    def train(saves, **environment):
-        """A trainer on tiny batches, which saves so many times if nothing comes between."""
+    def train(**environment):
+        """A trainer that does one step on a tiny batch and saves."""
         script = run_script(
             scratch, 'cifar10_train.py', '--train_dir=' + train_dir, '--data_dir=' + data_dir,
-            '--batch_size=8', '--max_to_keep=2', '--save_checkpoint_secs=1',
-            '--max_steps=%d' % (newest() + saves), **environment)
+            '--batch_size=8', '--max_to_keep=2', '--max_steps=%d' % (newest_step(train_dir) + 1),
+            **environment)
         return script.wait(), script
-
-    def newest():
-        found = cifar10.checkpoints(train_dir)
-        return found[0].step if found else 0
 
     def read_log():
         with open(log_path) as file:
@@ -180,24 +197,27 @@ def kill_while_saving(scratch, stride):
         os.remove(log_path)
         return lines
 
-    train(1)
-    train(1)
-    status, _ = train(1, LD_PRELOAD=library, KILL_LOG=log_path)
+    train()
+    train()
+    status, script = train(LD_PRELOAD=library, KILL_LOG=log_path)
+    expect(status == 0, 'it failed:\n%s', script.stderr)
     steps = read_log()
-    expect(status == 0 and any('rename' in step for step in steps) and
-           any('remove' in step for step in steps), 'no checkpoint seen: %s', steps)
+    for verb in 'open', 'write', 'close', 'rename', 'remove':
+        expect(any(step.split()[1] == verb for step in steps), 'no %s seen: %s', verb, steps)
     for number in range(1, len(steps) + 1, stride):
-        before = newest()
-        status, script = train(1, LD_PRELOAD=library, KILL_LOG=log_path, KILL_AT=str(number))
+        before = newest_step(train_dir)
+        status, script = train(LD_PRELOAD=library, KILL_LOG=log_path, KILL_AT=str(number))
         expect(status == -9, 'status %d at step %d:\n%s', status, number, script.stderr)
         expect(resumed_step(script) == before, 'resumed at %s, not at %d',
                resumed_step(script), before)
         damage = [cifar10.checkpoint_damage(each.path) for each in cifar10.checkpoints(train_dir)]
         expect(len(damage) >= 2 and not any(damage), 'after %s: %s', steps[number - 1], damage)
-        print('killed at step %s; newest %d -> %d' % (read_log()[-1], before, newest()), flush=True)
-    status, script = train(4)
-    expect(status == 0 and not re.search('Passing over', script.stdout), script.stderr)
-    status, script = train(1)
+        print('killed at step %s; newest %d -> %d' % (
+            read_log()[-1], before, newest_step(train_dir)), flush=True)
+    for _ in range(2):
+        status, script = train()
+        expect(status == 0 and 'Passing over' not in script.stdout, 'it failed:\n%s%s',
+               script.stdout, script.stderr)
     names = sorted(name for name in os.listdir(train_dir) if re.match('model|checkpoint', name))
     expect(len(names) == 7, 'left lying about: %s', names)
     return 'killed at %d of the %d steps of writing a checkpoint: every checkpoint was usable' % (
@@ -210,14 +230,18 @@ def main():
     parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='as for the scripts')
     parser.add_argument('--quick', action='store_true', help='fewer kills and steps')
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory() as scratch:
         try:
             reports = [kill_while_saving(scratch, stride=5 if args.quick else 1)]
-            reports.append(kill_at_random(scratch, args.data_dir, 5, 200, tolerance=0.1)
+            reports.append(kill_at_random(scratch, args.data_dir, 5, 100, tolerance=0.1)
                            if args.quick else
-                           kill_at_random(scratch, args.data_dir, 50, 2000, tolerance=0.03))
+                           kill_at_random(scratch, args.data_dir, 50, 500, tolerance=0.03))
         except Failure as failure:
             sys.exit('kills.py: LOST: %s' % failure)
+        finally:
+            for script in started:
+                script.kill()
     print('\n'.join(reports))
 
 
