@@ -1,7 +1,7 @@
 """Watches a trainer and an evaluator at work: memory, threads and open files stay flat.
 
     python tests/endurance.py                      an hour of both, on the real data set
-    python tests/endurance.py --quick              two minutes
+    python tests/endurance.py --quick              a minute
     python tests/endurance.py --pids 4711 4712     watches processes that run already
 
 The median of the last quarter of the time is compared with that of the second quarter;
@@ -77,10 +77,10 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='as for the scripts')
     parser.add_argument('--minutes', type=float, default=60, help='default: %(default)s')
-    parser.add_argument('--quick', action='store_true', help='the same as --minutes=2')
+    parser.add_argument('--quick', action='store_true', help='a minute')
     parser.add_argument('--pids', type=int, nargs='+', help='processes to watch')
     args = parser.parse_args()
-    minutes = 2 if args.quick else args.minutes
+    minutes = 1 if args.quick else args.minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     if args.pids:
