@@ -49,6 +49,8 @@ def draw_losses(rows):
     axes.plot(steps, column(rows, 'local3/weight_loss') + column(rows, 'local4/weight_loss'),
               label='weight decay', linewidth=1)
     axes.set(xlabel='step', yscale='log')
+    for set_formatter in axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter:
+        set_formatter('{x:g}')
     axes.grid(alpha=0.3, which='both')
     axes.legend()
     save(figure, 'losses.png')
