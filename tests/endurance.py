@@ -24,7 +24,7 @@ import cifar10_test
 
 # How much the median of the last quarter may be above that of the second.
 ALLOWED = {'memory (MB)': 15, 'threads': 1, 'open files': 1}
-ALLOWED_QUICK = dict(ALLOWED, **{'memory (MB)': 80})  # The first evaluations are all there are.
+ALLOWED_QUICK = dict(ALLOWED, **{'memory (MB)': float('inf')})  # A minute is all first quarter.
 
 
 def look_at(pid):
