@@ -188,8 +188,8 @@ def watch(evaluate_one):
                                     cifar10.checkpoints(FLAGS.checkpoint_dir))
         checkpoint = next((each for each in newer if each not in unusable), None)
 
-        if checkpoint and (time.time() >= next_evaluation or finished is not None):
-            next_evaluation = time.time() + FLAGS.eval_interval_secs
+        if checkpoint and (time.monotonic() >= next_evaluation or finished is not None):
+            next_evaluation = time.monotonic() + FLAGS.eval_interval_secs
             waiting = False
             try:
                 evaluate_one(checkpoint)

@@ -2714,11 +2714,19 @@ def test_a_second_trainer_keeps_off_and_a_second_signal_ends_the_first_at_once(
     assert saved_steps(tmp_path) == [0]
 
 
+# As where somebody, or a time server, sets the clock back again and again.
+_CLOCK_GOES_BACK = '''
+import itertools, time
+clock = itertools.count(int(time.time()), -3600)
+time.time = lambda: float(next(clock))
+'''
+
+
 def test_a_killed_trainer_goes_on_from_its_last_checkpoint_and_0_keeps_all(
         script_start, script_data, tmp_path):
     flags = _flags(script_data, tmp_path, '--log_frequency=1', '--save_checkpoint_secs=1',
                    '--max_to_keep=0')
-    killed = script_start(TRAIN, *flags)
+    killed = script_start(TRAIN, *flags, before=_CLOCK_GOES_BACK)
     assert _until(lambda: len(saved_steps(tmp_path)) >= 3)
     killed.kill()
     steps = saved_steps(tmp_path)

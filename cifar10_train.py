@@ -144,12 +144,12 @@ class CheckpointHook(tf.train.SessionRunHook):
                         for variable in tf.global_variables() if variable.dtype.is_floating}
 
     def after_create_session(self, session, coord):
-        self._saved_at = time.time()
+        self._saved_at = time.monotonic()
         if self._saved_step is None:
             self._save(session)
 
     def after_run(self, run_context, run_values):
-        if time.time() - self._saved_at >= FLAGS.save_checkpoint_secs:
+        if time.monotonic() - self._saved_at >= FLAGS.save_checkpoint_secs:
             self._save(run_context.session)
 
     def end(self, session):
@@ -171,7 +171,7 @@ class CheckpointHook(tf.train.SessionRunHook):
                     'run the same command again.' % (path, step, cifar10.brief(error)))
             self._good = [step] + self._good
             self._rotate()
-        self._saved_step, self._saved_at = step, time.time()
+        self._saved_step, self._saved_at = step, time.monotonic()
 
     def _rotate(self):
         """Keeps --max_to_keep good checkpoints.
@@ -232,7 +232,7 @@ def run_steps(step, global_step, checkpoint, signals):
     config = cifar10.session_config(log_device_placement=FLAGS.log_device_placement)
 
     done = checkpoint.step if checkpoint else 0
-    logged, logged_at = done, time.time()
+    logged, logged_at = done, time.monotonic()
     with tf.train.MonitoredTrainingSession(hooks=[hook], scaffold=scaffold, config=config,
                                            save_checkpoint_secs=None) as session:
         while done < FLAGS.max_steps and not signals:
@@ -248,7 +248,7 @@ def run_steps(step, global_step, checkpoint, signals):
             if summary:
                 events.add_summary(summary[0], before)
             if before % FLAGS.log_frequency == 0:
-                now = time.time()
+                now = time.monotonic()
                 seconds = (now - logged_at) / (done - logged)
                 logged, logged_at = done, now
                 try:
