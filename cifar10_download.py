@@ -14,8 +14,14 @@ deleted nor overwritten.
 The data set: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from Ctrl-C during the imports.
+
 import argparse
 import concurrent.futures
+import contextlib
 import fcntl
 import glob
 import hashlib
@@ -24,7 +30,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -88,7 +93,9 @@ def maybe_download_and_extract(data_dir, data_url=DATA_URL):
     batches_dir = os.path.join(data_dir, 'cifar-10-batches-bin')
     tmp_dirs = os.path.join(glob.escape(data_dir), _TMP_PREFIX + '*')
     try:
-        if glob.glob(tmp_dirs) or _missing_files(batches_dir):
+        # What others have left in a folder that is only to be read is theirs to clear.
+        leftovers = glob.glob(tmp_dirs) and os.access(data_dir, os.W_OK)
+        if leftovers or _missing_files(batches_dir):
             os.makedirs(data_dir, exist_ok=True)
             # The kernel lets go of this lock when the process dies, however it dies.
             with open(os.path.join(data_dir, '.cifar10_download.lock'), 'w') as lock:
@@ -373,10 +380,9 @@ def _show_progress(done, total):
 
 def _say(text, end='\n'):
     """Prints to standard error, which keeps standard output for results."""
-    try:
-        print(text, end=end, file=sys.stderr, flush=True)
-    except OSError:
-        pass  # Nobody listens any more, which is no reason to stop.
+    if sys.stderr:
+        with contextlib.suppress(OSError):  # Nobody listens any more: no reason to stop.
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 def main():
@@ -389,7 +395,11 @@ def main():
                         help='http, https or file URL of the archive to try first')
     args = parser.parse_args()
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # What counts, Python raises.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if sys.stdout:
+        sys.stdout.reconfigure(errors='backslashreplace')  # As stderr: a path may not fit a locale.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As by nohup.
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         batches_dir = maybe_download_and_extract(args.data_dir, args.data_url)
         official = all(_is_official(os.path.join(batches_dir, name)) for name in SHA256)
@@ -397,10 +407,10 @@ def main():
                           else 'six files of your own data, well-formed'), flush=True)
     except DataError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        sys.stdout = None  # The reader has left; there is nothing to flush at exit.
+    except OSError as error:
+        sys.stdout = None  # What it still holds can't be flushed at exit, either.
+        if not isinstance(error, BrokenPipeError):  # Else the reader has left, as `head` does.
+            sys.exit('cannot write the result: %s' % error.strerror)
 
 
 if __name__ == '__main__':

@@ -858,6 +858,18 @@ def test_download_ends_at_once_on_a_signal(download_world, place, number, status
         download_until(lambda: not download_alive(int(pid_file.read_text())), 5)
 
 
+def test_download_ctrl_c_while_it_starts(download_world):
+    run = subprocess.Popen(
+        [sys.executable, cifar10_download.__file__, '--data_dir', download_world.data_dir,
+         '--data_url', download_world.url + '/stall'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    download_until(lambda: '_hashlib' in _read('/proc/%d/maps' % run.pid))  # Amid the imports.
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=20)
+    assert run.returncode in (-signal.SIGINT, 130)
+    assert out == '' and 'Traceback' not in err
+
+
 def test_download_progress_bar_on_a_terminal(download_world):
     ours, theirs = pty.openpty()
     run = download_world.run(download_world.url + '/good', stderr=theirs)
@@ -890,6 +902,34 @@ def test_download_nobody_listens(download_world, redirection):
     assert 'Traceback' not in err and 'BrokenPipe' not in err
     assert (download_world.tmp_path / 'status').read_text() == '0\n'
     assert download_world.placed() == download_world.files
+
+
+def test_download_result_cannot_be_written(download_world):
+    with open('/dev/full', 'w') as full:
+        run = download_world.run(download_world.url + '/good', stdout=full)
+        _, err = run.communicate(timeout=20)
+    assert run.returncode == 1
+    assert err.splitlines()[-1] == 'cannot write the result: No space left on device'
+    assert download_world.placed() == download_world.files
+
+
+def test_download_into_a_folder_that_the_locale_cannot_spell(download_world, monkeypatch):
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    run = download_world.run(download_world.url + '/good', data_dir=download_world.data_dir + 'é')
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == 0 and 'Traceback' not in err
+    assert out.startswith(download_world.data_dir + '\\xe9')
+
+
+def test_download_data_that_can_only_be_read(download_world, small_disk):
+    download_world.data_dir = str(small_disk)
+    download_world.batches_dir = os.path.join(download_world.data_dir, DOWNLOAD_FOLDER)
+    download_world.place(download_world.files)
+    os.mkdir(os.path.join(download_world.data_dir, '.cifar10_download.tmp-abc'))
+    subprocess.check_call(['mount', '-o', 'remount,ro', str(small_disk)])
+    assert cifar10_download.maybe_download_and_extract(
+        download_world.data_dir, download_world.url + '/good') == download_world.batches_dir
+    assert download_world.requests == []
 
 
 def test_download_script_says_what_is_wrong(download_world):
