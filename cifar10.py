@@ -12,8 +12,10 @@ place of its locally connected ones: 1,068,298 parameters. Images are
 """
 
 import collections
+import contextlib
 import os
 import re
+import select
 import signal
 import socket
 import sys
@@ -177,9 +179,9 @@ class EventWriter:
     """
 
     def __init__(self, folder):
-        path = os.path.join(folder, 'events.out.tfevents.%010d.%s.%d' % (
+        self._path = os.path.join(folder, 'events.out.tfevents.%010d.%s.%d' % (
             time.time(), socket.gethostname(), os.getpid()))
-        self._writer = tf.io.TFRecordWriter(path)
+        self._writer = None
         self._write(file_version='brain.Event:2')
 
     def add_graph(self, graph):
@@ -190,6 +192,8 @@ class EventWriter:
 
     def _write(self, **fields):
         try:
+            if self._writer is None:
+                self._writer = tf.io.TFRecordWriter(self._path)
             self._writer.write(tf.Event(wall_time=time.time(), **fields).SerializeToString())
             self._writer.flush()
         except tf.errors.OpError as error:
@@ -499,11 +503,28 @@ class UserError(Exception):
     """What a user can mend; the text says what is wrong and the way out."""
 
 
+# Of TensorFlow's errors those of files, and of memory. Others are for whoever changes the code.
+USER_OP_ERRORS = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError,
+                  tf.errors.DataLossError, tf.errors.ResourceExhaustedError)
+
+# `timeout` sends its signal twice, to the script and to the script's process group.
+SAME_SIGNAL_SECS = 0.2
+
+
 def brief(error):
     """One line of an error's text, which may hold a whole stack trace."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # TensorFlow's errors with files read 'PATH; REASON', in 2.x somewhere in the middle.
-    return next((line for line in lines if re.match(r'\S+; ', line)), lines[0])
+    return next((line for line in lines if re.match(r'\S.*; ', line)), lines[0])
+
+
+def refuse_unreadable_folders(*flags):
+    """Has the flags refuse paths under which TensorFlow does not find again what it has written."""
+    for flag in flags:
+        tf.flags.register_validator(
+            flag, lambda folder: not re.search(r'[\[\\]|://', folder),
+            message='TensorFlow cannot read checkpoints in a folder with "[", "\\" or "://" in its '
+                    'path; choose another')
 
 
 def make_folder(flag):
@@ -522,7 +543,7 @@ def make_folder(flag):
 
 
 def on_signal(first):
-    """Has SIGINT and SIGTERM heard even while the main thread waits inside TensorFlow.
+    """Has SIGINT, SIGTERM and SIGHUP heard even while the main thread waits inside TensorFlow.
 
     Args:
       first: called with the first signal's number, in a thread of its own. The
@@ -533,6 +554,9 @@ def on_signal(first):
 
     def watch():
         first(os.read(read_end, 1)[0])
+        time.sleep(SAME_SIGNAL_SECS)
+        if select.select([read_end], [], [], 0)[0]:
+            os.read(read_end, 1000)
         os._exit(128 + os.read(read_end, 1)[0])
 
     threading.Thread(target=watch, daemon=True).start()
@@ -541,8 +565,8 @@ def on_signal(first):
 
 
 def _handle_signals(handler):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # As for a script's background jobs.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As by nohup.
             signal.signal(number, handler)
 
 
@@ -558,6 +582,8 @@ def run(main):
             os.fstat(descriptor)
         except OSError:  # Closed: a file of ours would take its place, and get the output.
             os.open(os.devnull, os.O_RDWR)
+    if sys.stdout:
+        sys.stdout.reconfigure(errors='backslashreplace')  # As stderr: a path may not fit a locale.
     _handle_signals(lambda number, frame: sys.exit(128 + number))
     script = os.path.basename(sys.argv[0])
     tf.flags.DEFINE_bool('help', False, 'Show this text.', short_name='h')
@@ -578,10 +604,31 @@ def run(main):
     except tf.flags.Error as error:
         _complain('%s: %s (see --help)' % (script, error), 2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(128 + signal.SIGPIPE)
     except (cifar10_download.DataError, UserError, OSError) as error:
         _complain('%s: %s' % (script, error), 1)
+    except USER_OP_ERRORS as error:
+        _complain('%s: %s' % (script, brief(error)), 1)
+
+
+def say(line):
+    """Prints a line. A log that cannot be written is no reason to end a run.
+
+    Raises:
+      BrokenPipeError: the reader has left.
+    """
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # The disk is full, or the terminal closed.
+        _drop_output()
+        _print_error('Cannot write the log: %s. Going on without it.' % error.strerror)
+
+
+def _drop_output():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_utf8(text):
@@ -590,8 +637,14 @@ def _is_utf8(text):
 
 
 def _complain(text, status):
-    print(text.replace('\n', ' '), file=sys.stderr)  # In names, too, there may be line ends.
+    _print_error(text.replace('\n', ' '))  # In names, too, there may be line ends.
     sys.exit(status)
+
+
+def _print_error(line):
+    if sys.stderr:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 # --- Checkpoints -------------------------------------------------------------
@@ -599,7 +652,8 @@ def _complain(text, status):
 # What is in the folder counts, not the state file 'checkpoint': that may be
 # damaged or older than the files, or name a place from which they were moved.
 
-Checkpoint = collections.namedtuple('Checkpoint', ['step', 'path'])
+# `written` tells it from one of the same step that has replaced it.
+Checkpoint = collections.namedtuple('Checkpoint', ['step', 'path', 'written'])
 
 # What reading a checkpoint may raise: IndexError where 2.x finds a file too short.
 CHECKPOINT_ERRORS = (tf.errors.OpError, ValueError, IndexError)
@@ -607,10 +661,14 @@ CHECKPOINT_ERRORS = (tf.errors.OpError, ValueError, IndexError)
 
 def checkpoints(folder):
     """The Checkpoints in a folder, newest first; each path is what a tf.train.Saver takes."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    found = (re.match(r'(model\.ckpt-([0-9]+))\.index$', name) for name in names)
-    return sorted((Checkpoint(int(match.group(2)), os.path.join(folder, match.group(1)))
-                   for match in found if match), reverse=True)
+    found = []
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        match = re.match(r'(model\.ckpt-([0-9]+))\.index$', name)
+        if match:
+            with contextlib.suppress(FileNotFoundError):  # A trainer has just removed it.
+                found.append(Checkpoint(int(match.group(2)), os.path.join(folder, match.group(1)),
+                                        os.lstat(os.path.join(folder, name)).st_mtime_ns))
+    return sorted(found, reverse=True)
 
 
 def checkpoint_damage(path):

@@ -32,11 +32,12 @@ tf.flags.DEFINE_string('checkpoint_dir', '/tmp/cifar10_train', 'Folder of the ch
 tf.flags.DEFINE_integer('eval_interval_secs', 300, 'Seconds between two evaluations.',
                         lower_bound=1)
 tf.flags.DEFINE_integer('num_examples', cifar10.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL,
-                        'How many images to evaluate; unless given, at most as many as there are.',
+                        'How many images to evaluate; unless given, all of a test set.',
                         lower_bound=1)
 tf.flags.DEFINE_bool('run_once', False, 'Evaluate once and end.')
 tf.flags.DEFINE_bool('use_moving_averages', True,
                      'Evaluate the moving averages of the variables, not their last values.')
+cifar10.refuse_unreadable_folders('eval_dir', 'checkpoint_dir')
 
 # Between two evaluations: how often to look whether the training run is finished.
 POLL_SECS = 5.0
@@ -127,16 +128,19 @@ def count_correct(session, correct, summary_op, num_examples):
 
 
 def num_examples_to_evaluate():
-    """--num_examples; where it was not given and there are fewer images, all of them.
+    """--num_examples; where it was not given, the whole test set, however large it is.
 
     Raises:
       tf.flags.IllegalFlagValueError: there are fewer than asked for.
     """
     available = cifar10_input.num_examples(FLAGS.eval_data == 'test', cifar10.data_folder())
-    if FLAGS.num_examples > available and FLAGS['num_examples'].present:
-        raise tf.flags.IllegalFlagValueError(
-            'flag --num_examples=%d: --eval_data=%s has only %d images'
-            % (FLAGS.num_examples, FLAGS.eval_data, available))
+    for name in 'num_examples', 'batch_size':
+        if FLAGS[name].present and FLAGS[name].value > available:
+            raise tf.flags.IllegalFlagValueError(
+                'flag --%s=%d: --eval_data=%s has only %d images'
+                % (name, FLAGS[name].value, FLAGS.eval_data, available))
+    if FLAGS.eval_data == 'test' and not FLAGS['num_examples'].present:
+        return available
     return min(FLAGS.num_examples, available)
 
 
@@ -144,7 +148,7 @@ def evaluate():
     """Evaluates checkpoints as they appear, each one once, the newest first.
 
     Raises:
-      cifar10.UserError: with --run_once there is no checkpoint that can be evaluated.
+      cifar10.UserError: see watch() and count_correct().
     """
     num_examples = num_examples_to_evaluate()
     with tf.Graph().as_default() as graph:
@@ -160,11 +164,11 @@ def evaluate():
         def evaluate_one(checkpoint):
             with tf.Session(config=cifar10.session_config()) as session:
                 restore(session, saver, variables, checkpoint)
-                print('Evaluating %s on %d images.' % (checkpoint.path, num_examples), flush=True)
+                cifar10.say('Evaluating %s on %d images.' % (checkpoint.path, num_examples))
                 session.run(start_input)
                 right, serialized = count_correct(session, correct, summary_op, num_examples)
             precision = right / num_examples
-            print('%s: precision @ 1 = %.3f' % (datetime.now(), precision), flush=True)
+            cifar10.say('%s: precision @ 1 = %.3f' % (datetime.now(), precision))
             summary = tf.Summary.FromString(serialized)
             summary.value.add(tag='Precision @ 1', simple_value=precision)
             events.add_summary(summary.SerializeToString(), checkpoint.step)
@@ -177,9 +181,13 @@ def watch(evaluate_one):
 
     It may raise Unusable; then the next older one takes its place. Returns when the
     training run is finished and nothing is left to evaluate, or after --run_once.
+
+    Raises:
+      cifar10.UserError: with --run_once nothing, or of a finished run not the last
+        checkpoint could be evaluated.
     """
     evaluated, unusable = set(), set()
-    next_evaluation = 0.0
+    started = float('-inf')
     waiting = False
     while True:
         # Read before the folder is listed, so that the last checkpoint is in the list.
@@ -188,38 +196,45 @@ def watch(evaluate_one):
                                     cifar10.checkpoints(FLAGS.checkpoint_dir))
         checkpoint = next((each for each in newer if each not in unusable), None)
 
-        if checkpoint and (time.monotonic() >= next_evaluation or finished is not None):
-            next_evaluation = time.monotonic() + FLAGS.eval_interval_secs
+        is_time = time.monotonic() - started >= FLAGS.eval_interval_secs
+        if checkpoint and (is_time or finished is not None):
+            started = time.monotonic()
             waiting = False
             try:
                 evaluate_one(checkpoint)
             except Unusable as error:
-                print('Skipping %s: %s' % (checkpoint.path, error), flush=True)
+                cifar10.say('Skipping %s: %s' % (checkpoint.path, error))
                 unusable.add(checkpoint)
-                next_evaluation = 0.0
+                started = float('-inf')
                 continue
             evaluated.add(checkpoint)
             if FLAGS.run_once:
                 return
         elif finished is not None and not checkpoint:
-            print('Training finished at step %d and its last checkpoint is done.' % finished)
+            if finished not in (each.step for each in evaluated):
+                raise cifar10.UserError('training finished at step %d, but its last checkpoint '
+                                        'cannot be evaluated' % finished)
+            cifar10.say('Training finished at step %d and its last checkpoint is done.' % finished)
             return
         elif FLAGS.run_once:
             raise cifar10.UserError('no usable checkpoint in %s; train first, or name another '
                                     'folder with --checkpoint_dir' % FLAGS.checkpoint_dir)
         else:
             if not waiting:
-                print('Waiting for %s checkpoint in %s.'
-                      % ('a newer' if evaluated else 'the first', FLAGS.checkpoint_dir), flush=True)
+                cifar10.say('Waiting for %s checkpoint in %s.'
+                            % ('a newer' if evaluated else 'the first', FLAGS.checkpoint_dir))
                 waiting = True
             time.sleep(min(POLL_SECS, FLAGS.eval_interval_secs))
 
 
 def main():
     cifar10.make_folder('eval_dir')
+    if os.path.isfile(FLAGS.checkpoint_dir) or os.path.isfile(FLAGS.checkpoint_dir + '.index'):
+        raise tf.flags.IllegalFlagValueError(
+            'flag --checkpoint_dir=%s: name the folder, not a checkpoint' % FLAGS.checkpoint_dir)
     cifar10.maybe_download_and_extract()
     cifar10.on_signal(lambda number: os._exit(128 + number))
-    print(cifar10.describe_devices(), flush=True)
+    cifar10.say(cifar10.describe_devices())
     evaluate()
 
 

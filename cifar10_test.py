@@ -11,6 +11,7 @@ processes, with real signals, sockets and damaged files.
 import collections
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import glob
@@ -79,6 +80,16 @@ CHECKPOINT_NAMES = sorted(['global_step'] + list(MODEL) +
 def fresh_graph():
     with tf.Graph().as_default() as graph:
         yield graph
+
+
+@pytest.fixture(scope='session', autouse=True)
+def signals_of_a_terminal():
+    """What is started here hears Ctrl-C even in a background job, and SIGHUP under nohup."""
+    before = [signal.signal(signal.SIGINT, signal.default_int_handler),
+              signal.signal(signal.SIGHUP, signal.SIG_DFL)]
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGHUP, before[1])
 
 
 @pytest.fixture
@@ -897,9 +908,10 @@ def test_download_nobody_listens(download_world, redirection):
         ['sh', '-c', command, sys.executable, DOWNLOAD_SCRIPT, download_world.data_dir,
          download_world.url + '/good'], env=env, cwd=str(download_world.tmp_path),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    _, err = run.communicate(timeout=20)
+    out, err = run.communicate(timeout=20)
     download_until((download_world.tmp_path / 'status').exists)
     assert 'Traceback' not in err and 'BrokenPipe' not in err
+    assert 'Getting' not in out
     assert (download_world.tmp_path / 'status').read_text() == '0\n'
     assert download_world.placed() == download_world.files
 
@@ -1893,7 +1905,7 @@ def test_checkpoints_are_listed_newest_first_and_nothing_else(saved):
                  'model.ckpt-13.index.tmp', 'model.ckpt-14.data-00000-of-00001',
                  'old-model.ckpt-15.index', 'events.out.tfevents.1', 'model.ckpt.index']:
         (folder / name).write_bytes(b'')
-    assert cifar10.checkpoints(str(folder)) == [
+    assert [(step, path) for step, path, _ in cifar10.checkpoints(str(folder))] == [
         (step, str(folder / ('model.ckpt-%d' % step))) for step in (1000, 10, 9, 0)]
 
 
@@ -1939,7 +1951,7 @@ def test_a_damaged_checkpoint_is_found_out_and_passed_over(saved, capsys, suffix
     assert reason and '\n' not in reason
     assert cifar10_train.newest_checkpoint(str(folder)).step == 3
     # Without its index it is no checkpoint any more; else a line names it.
-    listed = newest in cifar10.checkpoints(str(folder))
+    listed = newest.path in [each.path for each in cifar10.checkpoints(str(folder))]
     assert (newest.path in capsys.readouterr().out) == listed
 
 
@@ -2030,6 +2042,7 @@ for line in iter(sys.stdin.readline, ''):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(job['stdout'], os.O_WRONLY | os.O_CREAT), 1)
     os.dup2(os.open(job['stderr'], os.O_WRONLY | os.O_CREAT), 2)
+    sys.stdout = open(1, 'w', closefd=False)  # The old one takes a pipe for a file.
     sys.argv = job['argv']
     exec(job['before'], {})
     runpy.run_path(sys.argv[0], run_name='__main__')
@@ -2701,10 +2714,22 @@ def test_a_signal_while_the_queue_fills_is_heard_after_the_first_step(
     # This checkpoint is written when the session is there; the queue is empty then.
     assert _until(lambda: os.path.exists(str(tmp_path / 'model.ckpt-0.index')))
     script.send(signal.SIGTERM)
+    time.sleep(0.002)
+    script.send(signal.SIGTERM)  # As `timeout` does: it is one signal, sent twice.
     assert script.wait() == 143
     stopped_at = max(saved_steps(tmp_path))
     assert stopped_at <= 1
     assert script.lines[-1].startswith('Stopped by SIGTERM at step %d. ' % stopped_at)
+    assert script.errors == []
+
+
+def test_a_closed_terminal_stops_the_trainer_as_other_signals_do(script_start, script_data,
+                                                                 tmp_path):
+    script = script_start(TRAIN, *_flags(script_data, tmp_path, '--log_frequency=1'))
+    script.wait_for('step 1,')
+    script.send(signal.SIGHUP)
+    assert script.wait() == 129
+    assert script.lines[-1].startswith('Stopped by SIGHUP at step %d.' % max(saved_steps(tmp_path)))
     assert script.errors == []
 
 
@@ -2849,12 +2874,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(script_start, sc
 
     evaluator = script_start(EVAL, '--data_dir=' + script_data, '--checkpoint_dir=%s' % tmp_path,
                              '--eval_dir=%s' % (tmp_path / 'eval'))
-    assert evaluator.wait() == 0
-    assert evaluator.errors == []
+    assert evaluator.wait() == 1
     assert evaluator.lines[1].startswith('Skipping %s: ' % bad)
     assert evaluator.lines[2] == 'Evaluating %s on 40 images.' % good
     assert PRECISION_LINE.match(evaluator.lines[3])
-    assert len(evaluator.lines) == 5
+    assert len(evaluator.lines) == 4
+    assert len(evaluator.errors) == 1
+    assert 'finished at step %d, but its last checkpoint' % newest in evaluator.errors[0]
 
     trainer = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_steps=%d' % newest))
     assert trainer.wait() == 0
@@ -3012,6 +3038,57 @@ def test_a_disk_that_is_really_full_ends_the_trainer_and_with_room_it_goes_on(
     assert saved_steps(small_disk) == [0, 1]
 
 
+def test_a_folder_that_is_read_only_is_named(script_start, script_data, small_disk):
+    subprocess.check_call(['mount', '-o', 'remount,ro', str(small_disk)])
+    script = script_start(TRAIN, *_flags(script_data, small_disk))
+    assert script.wait() == 2
+    assert len(script.errors) == 1
+    assert '--train_dir=%s: cannot write there: Read-only' % small_disk in script.errors[0]
+
+
+def test_a_file_in_the_place_of_train_dir_ends_the_trainer_with_one_line(script_start, script_data,
+                                                                         tmp_path):
+    folder = tmp_path / 'train'
+    script = script_start(TRAIN, *_flags(script_data, folder, '--save_checkpoint_secs=1',
+                                         '--log_frequency=1'))
+    script.wait_for('step 1,')
+    folder.rename(tmp_path / 'moved')
+    folder.write_text('')
+    assert script.wait() == 1
+    assert len(script.errors) == 1 and 'cannot save %s' % folder in script.errors[0]
+
+
+def test_data_that_go_away_end_the_scripts_with_one_line(script_start, script_known, tmp_path):
+    data_dir, train_dir = tmp_path / 'data', tmp_path / 'train'
+    shutil.copytree(script_known.data_dir, str(data_dir))
+    trainer = script_start(TRAIN, *_flags(data_dir, train_dir, '--log_frequency=1'))
+    evaluator = script_start(EVAL, '--data_dir=%s' % data_dir, '--eval_interval_secs=1',
+                             '--checkpoint_dir=%s' % (tmp_path / 'known'),
+                             '--eval_dir=%s' % (tmp_path / 'eval'))
+    trainer.wait_for('step 1,')
+    evaluator.wait_for('^Waiting for the first checkpoint')
+    shutil.rmtree(str(data_dir))
+    write_checkpoint(tmp_path / 'known', 1, _checkpoint_of(1, {}, script_known.variables))
+    for script, pattern in (trainer, r'data_batch_\d.bin; No such file'), (
+            evaluator, 'test_batch.bin; No such file'):
+        assert script.wait() == 1
+        assert len(script.errors) == 1 and re.search(pattern, script.errors[0]), script.stderr
+    assert max(saved_steps(train_dir)) > 0, 'what had been done was not saved'
+    assert 'precision' not in evaluator.stdout
+
+
+@pytest.mark.parametrize('error, said', [(errno.EWOULDBLOCK, 'another trainer is at work'),
+                                         (errno.ENOLCK, 'cannot lock')])
+def test_a_lock_that_cannot_be_had_is_not_always_another_trainers(tmp_path, monkeypatch, error,
+                                                                  said):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with pytest.raises(cifar10.UserError, match=said):
+        with cifar10_train.locked(str(tmp_path)):
+            pass
+
+
 def test_what_the_operating_system_refuses_is_told_in_one_line(script_start, script_data, tmp_path):
     (tmp_path / 'finished').mkdir()
     script = script_start(TRAIN, *_flags(script_data, tmp_path))
@@ -3158,6 +3235,62 @@ def test_a_checkpoint_rotated_away_while_it_is_read_is_skipped(script_start, scr
     assert script.lines[1].startswith('Skipping %s: ' % gone)
     assert script.lines[2] == 'Evaluating %s on 40 images.' % good
     assert script.lines[3].endswith('precision @ 1 = 0.575')
+
+
+def test_a_checkpoint_written_anew_under_its_old_name_is_evaluated(tmp_path, flags):
+    flags(checkpoint_dir=str(tmp_path))
+    write_checkpoint(tmp_path, 3, {'global_step': np.int64(3)})
+    cifar10.mark_finished(str(tmp_path), 3)
+    tried = []
+
+    def evaluate_one(checkpoint):
+        tried.append(checkpoint.step)
+        if len(tried) == 1:  # Damaged; and while it is read, the trainer comes to this step again.
+            write_checkpoint(tmp_path, 3, {'global_step': np.int64(3)})
+            raise cifar10_eval.Unusable('damaged')
+
+    cifar10_eval.watch(evaluate_one)
+    assert tried == [3, 3]
+
+
+def test_where_the_trainer_was_killed_the_evaluator_waits_for_it(script_start, script_data,
+                                                                 tmp_path):
+    trainer = script_start(TRAIN, *_flags(script_data, tmp_path, '--log_frequency=1'))
+    trainer.wait_for('step 1,')
+    trainer.kill()
+    evaluator = script_start(EVAL, '--data_dir=' + script_data, '--checkpoint_dir=%s' % tmp_path,
+                             '--eval_dir=%s' % (tmp_path / 'eval'), '--eval_interval_secs=1')
+    evaluator.wait_for('^Waiting for a newer checkpoint')
+    assert PRECISION_LINE.match(evaluator.lines[2]) and len(evaluator.lines) == 4
+    resumed = script_start(TRAIN, *_flags(script_data, tmp_path, '--max_steps=3'))
+    assert resumed.wait() == 0 and evaluator.wait() == 0
+    assert evaluator.lines[-1] == 'Training finished at step 3 and its last checkpoint is done.'
+
+
+@pytest.mark.parametrize('name', ['model.ckpt-1', 'model.ckpt-1.index'])
+def test_a_checkpoint_given_for_its_folder_is_refused(script_start, script_known, tmp_path, name):
+    write_checkpoint(tmp_path, 1, _checkpoint_of(1, {}, script_known.variables))
+    script = script_start(EVAL, '--data_dir=' + script_known.data_dir,
+                          '--checkpoint_dir=%s' % (tmp_path / name),
+                          '--eval_dir=%s' % (tmp_path / 'eval'))
+    assert script.wait() == 2
+    assert len(script.errors) == 1 and 'name the folder' in script.errors[0]
+
+
+@pytest.mark.parametrize('eval_data, asked_for, count', [
+    ('test', None, 10007), ('test', 9, 9), ('train_eval', None, 10000)])
+def test_unless_told_otherwise_all_of_a_test_set_is_evaluated(
+        tmp_path, monkeypatch, flags, eval_data, asked_for, count):
+    folder = tmp_path / 'cifar-10-batches-bin'
+    folder.mkdir()
+    for name in TRAINING_FILES + ['test_batch.bin']:
+        with open(str(folder / name), 'wb') as file:
+            file.truncate((10007 if name == 'test_batch.bin' else 2100) * 3073)
+    flags(data_dir=str(tmp_path), eval_data=eval_data)
+    if asked_for:
+        flags(num_examples=asked_for)
+        monkeypatch.setattr(FLAGS['num_examples'], 'present', 1)
+    assert cifar10_eval.num_examples_to_evaluate() == count
 
 
 def test_a_full_disk_ends_the_evaluator_with_one_line(script_start, script_known, tmp_path):
@@ -3344,7 +3477,10 @@ BAD_FLAGS = [
     (EVAL, 'batch_size', '0'), (EVAL, 'num_examples', '0'), (EVAL, 'num_examples', '41'),
     (EVAL, 'eval_data', 'foo'), (EVAL, 'eval_interval_secs', '0'),
     (EVAL, 'run_once', 'perhaps'), (EVAL, 'no_such_flag', '1'), (EVAL, 'max_steps', '3'),
-    (EVAL, 'eval_dir', '{file}/below'), (TRAIN, 'data_dir', '/tmp/\udcff')]
+    (EVAL, 'batch_size', '41'), (EVAL, 'batch_size', '9' * 12), (EVAL, 'checkpoint_dir', '{file}'),
+    (EVAL, 'checkpoint_dir', '/tmp/a[1]'), (EVAL, 'eval_dir', '{file}/below'),
+    (TRAIN, 'train_dir', '/tmp/a[1]'), (TRAIN, 'train_dir', '/tmp/a\\b'),
+    (TRAIN, 'train_dir', 'file:///tmp/a'), (TRAIN, 'data_dir', '/tmp/\udcff')]
 
 
 @pytest.mark.parametrize('name, flag, value', BAD_FLAGS,
@@ -3424,7 +3560,7 @@ def _read_three_lines(script_start, tmp_path, name, *flags):
     with open(pipe) as head:
         lines = [head.readline() for _ in range(3)]
     assert all(lines)
-    script.wait()
+    assert script.wait() in (0, 128 + signal.SIGPIPE)  # The rest may not have been written then.
     return script
 
 
@@ -3445,6 +3581,25 @@ def test_the_evaluator_bears_that_its_reader_leaves(script_start, script_known, 
         script_start, tmp_path, EVAL, '--data_dir=' + script_known.data_dir,
         '--checkpoint_dir=%s' % tmp_path, '--eval_dir=%s' % (tmp_path / 'eval'))
     assert script.errors == []
+
+
+@pytest.mark.parametrize('name', [TRAIN, EVAL])
+def test_a_log_that_cannot_be_written_does_not_end_a_run(script_start, script_known, tmp_path,
+                                                         name):
+    if name == TRAIN:
+        flags = _flags(script_known.data_dir, tmp_path, '--max_steps=3', '--log_frequency=1')
+    else:
+        write_checkpoint(tmp_path, 1, _checkpoint_of(1, {}, script_known.variables))
+        flags = ('--data_dir=' + script_known.data_dir, '--checkpoint_dir=%s' % tmp_path,
+                 '--eval_dir=%s' % (tmp_path / 'eval'), '--run_once')
+    script = script_start(name, *flags, stdout='/dev/full')
+    assert script.wait() == 0, script.stderr
+    assert script.errors == ['Cannot write the log: No space left on device. '
+                             'Going on without it.']
+    if name == TRAIN:
+        assert saved_steps(tmp_path) == [0, 3]
+    else:
+        assert _values(_events(str(tmp_path / 'eval')), 'Precision @ 1')
 
 
 def test_help_bears_that_its_reader_leaves(script_start, tmp_path):

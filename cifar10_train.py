@@ -37,6 +37,7 @@ tf.flags.DEFINE_integer('save_checkpoint_secs', 120, 'Seconds between two checkp
                         lower_bound=1)
 tf.flags.DEFINE_integer('max_to_keep', 5, 'Checkpoints to keep, the newest; 0 keeps all.',
                         lower_bound=0)
+cifar10.refuse_unreadable_folders('train_dir')
 
 SUMMARY_STEPS = 100
 
@@ -56,14 +57,17 @@ def locked(folder):
     """Holds the folder's lock, which goes with the process, however that ends.
 
     Raises:
-      cifar10.UserError: another trainer holds it.
+      cifar10.UserError: another trainer holds it, or the file system has no locks.
     """
     with open(os.path.join(folder, '.lock'), 'a') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise cifar10.UserError('another trainer is at work in %s; wait for it, stop it, or '
                                     'choose another --train_dir' % folder)
+        except OSError as error:
+            raise cifar10.UserError('cannot lock %s, so that no other trainer works in it: %s'
+                                    % (folder, error.strerror))
         yield
 
 
@@ -110,7 +114,7 @@ def newest_checkpoint(folder):
         damage = cifar10.checkpoint_damage(checkpoint.path)
         if damage is None:
             return checkpoint
-        print('Passing over %s: %s' % (checkpoint.path, damage), flush=True)
+        cifar10.say('Passing over %s: %s' % (checkpoint.path, damage))
     if found:
         raise cifar10.UserError('no checkpoint in %s is usable; move them away, or choose another '
                                 '--train_dir, to start afresh' % folder)
@@ -165,10 +169,10 @@ class CheckpointHook(tf.train.SessionRunHook):
             try:
                 self._saver.save(session, path, step)
                 flush_to_disk(files_by_step(FLAGS.train_dir)[step] + [FLAGS.train_dir])
-            except (tf.errors.OpError, OSError) as error:
+            except (tf.errors.OpError, OSError, ValueError) as error:
                 raise cifar10.UserError(
-                    'cannot save %s-%d: %s. The checkpoints before it are good; make room and '
-                    'run the same command again.' % (path, step, cifar10.brief(error)))
+                    'cannot save %s-%d: %s. The checkpoints before it are good; put that right '
+                    'and run the same command again.' % (path, step, cifar10.brief(error)))
             self._good = [step] + self._good
             self._rotate()
         self._saved_step, self._saved_at = step, time.monotonic()
@@ -187,7 +191,7 @@ class CheckpointHook(tf.train.SessionRunHook):
                     try:
                         os.remove(path)
                     except OSError as error:  # No reason to end a run.
-                        print('Cannot remove an old checkpoint: %s' % error, flush=True)
+                        cifar10.say('Cannot remove an old checkpoint: %s' % error)
 
 
 def restorer(saver, checkpoint):
@@ -252,9 +256,9 @@ def run_steps(step, global_step, checkpoint, signals):
                 seconds = (now - logged_at) / (done - logged)
                 logged, logged_at = done, now
                 try:
-                    print('%s: step %d, loss = %.2f (%.1f examples/sec; %.3f sec/batch)'
-                          % (datetime.now(), before, loss, step.num_images / seconds, seconds),
-                          flush=True)
+                    cifar10.say(
+                        '%s: step %d, loss = %.2f (%.1f examples/sec; %.3f sec/batch)'
+                        % (datetime.now(), before, loss, step.num_images / seconds, seconds))
                 except BrokenPipeError:  # As in `python cifar10_train.py | head`.
                     signals.append(signal.SIGPIPE)
     return done
@@ -277,15 +281,15 @@ def train(build):
         remove_leftovers(FLAGS.train_dir)
         checkpoint = newest_checkpoint(FLAGS.train_dir)
         if checkpoint and checkpoint.step >= FLAGS.max_steps:
-            print('Nothing to do: %s has reached --max_steps=%d already.'
-                  % (checkpoint.path, FLAGS.max_steps))
+            cifar10.say('Nothing to do: %s has reached --max_steps=%d already.'
+                        % (checkpoint.path, FLAGS.max_steps))
             if cifar10.finished_step(FLAGS.train_dir) is None:
                 cifar10.mark_finished(FLAGS.train_dir, checkpoint.step)
             return 0
 
-        print(cifar10.describe_devices(), flush=True)
+        cifar10.say(cifar10.describe_devices())
         if checkpoint:
-            print('Resuming from %s.' % checkpoint.path, flush=True)
+            cifar10.say('Resuming from %s.' % checkpoint.path)
         cifar10.mark_finished(FLAGS.train_dir, None)
         with tf.device('/cpu:0'):
             global_step = tf.train.get_or_create_global_step()
@@ -293,11 +297,11 @@ def train(build):
 
         saved = os.path.join(FLAGS.train_dir, 'model.ckpt-%d' % done)
         if done < FLAGS.max_steps:
-            print('Stopped by %s at step %d. Saved %s; the same command goes on from there.'
-                  % (signal.Signals(signals[0]).name, done, saved), flush=True)
+            cifar10.say('Stopped by %s at step %d. Saved %s; the same command goes on from there.'
+                        % (signal.Signals(signals[0]).name, done, saved))
             return 128 + signals[0]
         cifar10.mark_finished(FLAGS.train_dir, done)
-        print('Finished at step %d. Saved %s.' % (done, saved), flush=True)
+        cifar10.say('Finished at step %d. Saved %s.' % (done, saved))
         return 0
 
 

@@ -261,11 +261,13 @@ def fuzz_checkpoints(chance, scratch, originals=[]):
 # --- Command lines ---------------------------------------------------------------
 
 WORDS = ['', '0', '1', '-1', '7', '1.5', '1e9', 'true', 'false', 'maybe', 'test', 'train_eval',
-         'nan', ' 5', '5 ', '0x10', '99999999999999999999', '٣', 'é', '\udcff', '=', '--', '\t']
+         'nan', ' 5', '5 ', '0x10', '99999999999999999999', '٣', 'é', '\udcff', '=', '--', '\t',
+         '[1]', 'a\\b', 'file:///tmp']
 NUMBERS = {'batch_size': 1, 'max_steps': 1, 'log_frequency': 1, 'save_checkpoint_secs': 1,
            'max_to_keep': 0, 'num_gpus': 1, 'eval_interval_secs': 1, 'num_examples': 1}
 BOOLEANS = ['use_fp16', 'log_device_placement', 'run_once', 'use_moving_averages']
-STRINGS = ['data_dir', 'data_url', 'train_dir', 'eval_dir', 'checkpoint_dir']
+CHECKPOINT_FOLDERS = ['train_dir', 'eval_dir', 'checkpoint_dir']
+STRINGS = ['data_dir', 'data_url'] + CHECKPOINT_FOLDERS
 
 
 def is_valid(name, value):
@@ -280,6 +282,8 @@ def is_valid(name, value):
         return value.lower() in ('true', 't', '1', 'false', 'f', '0')
     if name == 'eval_data':
         return value in ('test', 'train_eval')
+    if name in CHECKPOINT_FOLDERS and value in ('[1]', 'a\\b', 'file:///tmp'):
+        return False
     return '\udcff' not in value  # No text in UTF-8.
 
 
@@ -313,7 +317,7 @@ def fuzz_flags(chance, scratch):
             elif expected and not name.startswith(('no', 'help')):
                 expected = False
 
-    output, errors = io.StringIO(), io.StringIO()
+    output, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
     argv, sys.argv = sys.argv, ['script.py'] + arguments
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
