@@ -1,11 +1,12 @@
 # Everything one can do here. `make` lists it.
 #
 #   make train ARGS="--max_steps=500"   ARGS goes to the script as it is (to pytest for `test`)
-#   make train TRAIN_DIR=/data/run1     eval and tensorboard take it too, and EVAL_DIR
+#   make train TRAIN_DIR=/data/run1     eval and tensorboard take it too, and EVAL_DIR; DATA_DIR all
 #   make test TF=2                      TensorFlow 2.x, whatever make would have picked; TF=1 for 1.15
 
 TF        ?=
 ARGS      ?=
+DATA_DIR   = /tmp/cifar10_data
 TRAIN_DIR  = /tmp/cifar10_train
 EVAL_DIR   = /tmp/cifar10_eval
 RECORD_DIR = /tmp/cifar10_record
@@ -19,7 +20,7 @@ PYTHONS_TORCH = 3.11 3.12 3.13 3.10
 .PHONY: help env data train eval multi-gpu eval-pretrained record test soak bench tensorboard FORCE
 
 help: ## this list
-	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [TRAIN_DIR=...] [EVAL_DIR=...]'
+	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...] [EVAL_DIR=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 # --- Which TensorFlow ---------------------------------------------------------
@@ -159,34 +160,34 @@ env: $(READY) ## build the Python environment
 	@echo 'Ready. To run the scripts without make: . $(ENV)/bin/activate'
 
 data: $(READY) ## get CIFAR-10 and verify it
-	@exec $(PYTHON) cifar10_download.py $(ARGS)
+	@exec $(PYTHON) cifar10_download.py --data_dir="$(DATA_DIR)" $(ARGS)
 
 train: $(READY) ## train on one device; goes on where the last run stopped
-	@exec $(PYTHON) cifar10_train.py --train_dir="$(TRAIN_DIR)" $(ARGS)
+	@exec $(PYTHON) cifar10_train.py --data_dir="$(DATA_DIR)" --train_dir="$(TRAIN_DIR)" $(ARGS)
 
 multi-gpu: $(READY) ## train on several GPUs: ARGS="--num_gpus=2"
-	@exec $(PYTHON) cifar10_multi_gpu_train.py --train_dir="$(TRAIN_DIR)" $(ARGS)
+	@exec $(PYTHON) cifar10_multi_gpu_train.py --data_dir="$(DATA_DIR)" --train_dir="$(TRAIN_DIR)" $(ARGS)
 
 eval: $(READY) ## measure the newest checkpoint, and each one that follows
-	@exec $(PYTHON) cifar10_eval.py --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" $(ARGS)
+	@exec $(PYTHON) cifar10_eval.py --data_dir="$(DATA_DIR)" --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" $(ARGS)
 
 eval-pretrained: $(READY) ## measure the trained model that comes along, in results/
-	@exec $(PYTHON) cifar10_eval.py --checkpoint_dir=results --eval_dir="$(EVAL_DIR)_pretrained" --run_once $(ARGS)
+	@exec $(PYTHON) cifar10_eval.py --data_dir="$(DATA_DIR)" --checkpoint_dir=results --eval_dir="$(EVAL_DIR)_pretrained" --run_once $(ARGS)
 
 record: $(ENV)/matplotlib ## tables, pictures and a small model of the run in TRAIN_DIR
-	@exec $(PYTHON) results/record.py --train_dir="$(TRAIN_DIR)" --record_dir="$(RECORD_DIR)" $(ARGS)
-	@exec $(PYTHON) results/pictures.py --record_dir="$(RECORD_DIR)" $(ARGS)
+	@exec $(PYTHON) results/record.py --data_dir="$(DATA_DIR)" --train_dir="$(TRAIN_DIR)" --record_dir="$(RECORD_DIR)" $(ARGS)
+	@exec $(PYTHON) results/pictures.py --data_dir="$(DATA_DIR)" --record_dir="$(RECORD_DIR)" $(ARGS)
 
 test: $(ENV)/pytest ## run the tests (no data set needed)
 	@exec $(PYTHON) -m pytest -rs --disable-warnings cifar10_test.py $(ARGS)
 
-soak: $(ENV)/pytest ## malformed input, kills and endurance: two hours; ARGS=--quick: minutes
+soak: $(ENV)/pytest ## malformed input, kills and endurance: 90 minutes; ARGS=--quick: some
 	@exec $(PYTHON) tests/fuzz.py $(filter --quick,$(ARGS))
-	@exec $(PYTHON) tests/kills.py $(ARGS)
-	@exec $(PYTHON) tests/endurance.py $(ARGS)
+	@exec $(PYTHON) tests/kills.py --data_dir="$(DATA_DIR)" $(ARGS)
+	@exec $(PYTHON) tests/endurance.py --data_dir="$(DATA_DIR)" $(ARGS)
 
 bench: $(READY) .venv/torch/ready ## measure what is claimed about speed
-	@exec $(PYTHON) benchmarks/run.py $(ARGS)
+	@exec $(PYTHON) benchmarks/run.py --data_dir="$(DATA_DIR)" $(ARGS)
 
 # A folder of two links gives both generations of TensorBoard runs called `train` and
 # `eval`, also before there is anything in them.

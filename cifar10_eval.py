@@ -9,14 +9,15 @@ variables are replaced by their moving averages. Every image counts exactly once
 It ends by itself when the training run is finished and its last checkpoint done.
 """
 
-from datetime import datetime
-import itertools
-import os
 import signal
-import time
 
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from Ctrl-C during the imports.
+
+from datetime import datetime
+import itertools
+import os
+import time
 
 import cifar10
 import cifar10_input

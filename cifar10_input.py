@@ -17,6 +17,7 @@ then the red, the green and the blue plane of 32 rows of 32 bytes each
 """
 
 import collections
+import contextlib
 import os
 
 # TensorFlow reads these at import. A machine without an NVIDIA driver need not hear
@@ -209,8 +210,9 @@ def distorted_inputs(data_dir, batch_size):
     min_fraction_of_examples_in_queue = 0.4
     min_queue_examples = int(num_examples(False, data_dir) *
                              min_fraction_of_examples_in_queue)
-    print('Filling queue with %d CIFAR images before starting to train. '
-          'This will take a few seconds.' % min_queue_examples, flush=True)
+    with contextlib.suppress(OSError):  # A log that cannot be written is the scripts' affair.
+        print('Filling queue with %d CIFAR images before starting to train. '
+              'This will take a few seconds.' % min_queue_examples, flush=True)
 
     with tf.device('/cpu:0'), tf.name_scope('input'):
         filename_queue = tf.train.string_input_producer(data_files(False, data_dir))

@@ -1253,6 +1253,16 @@ def test_40_percent_of_an_epoch_stay_in_the_training_queue(folder, capsys):
         assert session.run(examples.queue.size()) == 80
 
 
+def test_a_full_disk_below_the_log_does_not_keep_the_queue_from_filling(folder, monkeypatch):
+    write_numbered(folder, [40] * 5)
+    log = open('/dev/full', 'w')
+    monkeypatch.setattr(sys, 'stdout', log)
+    images, _ = cifar10_input.distorted_inputs(str(folder), 10)
+    assert images.shape.as_list() == [10, 24, 24, 3]
+    with pytest.raises(OSError):
+        log.close()
+
+
 def test_the_training_queue_of_cifar_10_holds_20000_images_and_16_threads_fill_it(
         folder, capsys, fresh_graph):
     write_empty_images(folder, 10000)
@@ -2966,6 +2976,9 @@ def test_a_nan_in_the_newest_checkpoint_is_passed_over_with_a_line(script_start,
     assert 'conv2/biases' in script.lines[0]
     assert script.lines[2] == 'Resuming from %s.' % good
     assert saved_steps(tmp_path) == [3, 5, 6], 'it keeps two good ones'
+    flags = _flags(script_data, tmp_path, '--max_steps=7', '--max_to_keep=3')
+    assert script_start(TRAIN, *flags).wait() == 0
+    assert saved_steps(tmp_path) == [3, 5, 6, 7], 'it keeps three good ones'
 
 
 def test_where_no_checkpoint_is_usable_the_trainer_does_not_start_anew(script_start, script_data,
@@ -3069,11 +3082,12 @@ def test_data_that_go_away_end_the_scripts_with_one_line(script_start, script_kn
     evaluator.wait_for('^Waiting for the first checkpoint')
     shutil.rmtree(str(data_dir))
     write_checkpoint(tmp_path / 'known', 1, _checkpoint_of(1, {}, script_known.variables))
-    for script, pattern in (trainer, r'data_batch_\d.bin; No such file'), (
-            evaluator, 'test_batch.bin; No such file'):
-        assert script.wait() == 1
+    assert trainer.wait() == 1 and evaluator.wait() == 1
+    done = max(saved_steps(train_dir))
+    assert done > 0, 'what had been done was not saved'
+    for script, pattern in (trainer, r'data_batch_\d.bin; No such .*\. Saved %s/model.ckpt-%d; '
+                                     % (train_dir, done)), (evaluator, 'test_batch.bin; No such'):
         assert len(script.errors) == 1 and re.search(pattern, script.errors[0]), script.stderr
-    assert max(saved_steps(train_dir)) > 0, 'what had been done was not saved'
     assert 'precision' not in evaluator.stdout
 
 

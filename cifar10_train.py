@@ -9,18 +9,20 @@ A checkpoint is written every two minutes and at the end. Ctrl-C or SIGTERM end
 the run after the current step and a last checkpoint; the same command resumes it.
 """
 
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from Ctrl-C during the imports.
+
 import collections
 import contextlib
 from datetime import datetime
 import errno
 import fcntl
+import itertools
 import os
 import re
-import signal
 import time
-
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from Ctrl-C during the imports.
 
 import cifar10
 
@@ -139,9 +141,9 @@ class CheckpointHook(tf.train.SessionRunHook):
         self._saver = saver
         self._global_step = global_step
         self._saved_step = saved_step
-        # Not those behind it, which were found to be damaged.
-        self._good = [each.step for each in cifar10.checkpoints(FLAGS.train_dir)
-                      if saved_step is not None and each.step <= saved_step]
+        good = (each.step for each in cifar10.checkpoints(FLAGS.train_dir)
+                if cifar10.checkpoint_damage(each.path) is None)
+        self._good = list(itertools.islice(good, FLAGS.max_to_keep))
 
     def begin(self):
         self._finite = {variable.op.name: tf.reduce_all(tf.is_finite(variable))
@@ -170,6 +172,8 @@ class CheckpointHook(tf.train.SessionRunHook):
                 self._saver.save(session, path, step)
                 flush_to_disk(files_by_step(FLAGS.train_dir)[step] + [FLAGS.train_dir])
             except (tf.errors.OpError, OSError, ValueError) as error:
+                with contextlib.suppress(OSError):
+                    remove_leftovers(FLAGS.train_dir)  # A full disk needs the room.
                 raise cifar10.UserError(
                     'cannot save %s-%d: %s. The checkpoints before it are good; put that right '
                     'and run the same command again.' % (path, step, cifar10.brief(error)))
@@ -293,7 +297,13 @@ def train(build):
         cifar10.mark_finished(FLAGS.train_dir, None)
         with tf.device('/cpu:0'):
             global_step = tf.train.get_or_create_global_step()
-        done = run_steps(build(global_step), global_step, checkpoint, signals)
+        try:
+            done = run_steps(build(global_step), global_step, checkpoint, signals)
+        except cifar10.USER_OP_ERRORS as error:
+            saved = cifar10.checkpoints(FLAGS.train_dir)
+            raise cifar10.UserError('%s. %s' % (cifar10.brief(error), (
+                'Saved %s; put that right, and the same command goes on from there.'
+                % saved[0].path if saved else 'Nothing was saved yet.')))
 
         saved = os.path.join(FLAGS.train_dir, 'model.ckpt-%d' % done)
         if done < FLAGS.max_steps:
