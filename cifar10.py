@@ -595,10 +595,10 @@ def run(main):
             if isinstance(value, str) and not _is_utf8(value):
                 raise tf.flags.IllegalFlagValueError('flag --%s=%r: not in UTF-8' % (name, value))
         if FLAGS.help:
-            print(sys.modules['__main__'].__doc__)
+            say(sys.modules['__main__'].__doc__)
             for module in FLAGS.flags_by_module_dict():
                 if not module.startswith(('absl', 'tensorflow')):
-                    print(FLAGS.module_help(module).replace(sys.argv[0], script))
+                    say(FLAGS.module_help(module).replace(sys.argv[0], script))
             sys.exit()
         sys.exit(main())
     except tf.flags.Error as error:
