@@ -547,7 +547,8 @@ def on_signal(first):
 
     Args:
       first: called with the first signal's number, in a thread of its own. The
-        second signal ends the process at once with status 128 + number.
+        second signal ends the process at once with status 128 + number; what comes
+        within SAME_SIGNAL_SECS is taken for the first.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)  # Asked for by set_wakeup_fd.

@@ -260,9 +260,10 @@ def fuzz_checkpoints(chance, scratch, originals=[]):
 
 # --- Command lines ---------------------------------------------------------------
 
+UNREADABLE_FOLDERS = ['[1]', 'a\\b', 'file:///tmp']
 WORDS = ['', '0', '1', '-1', '7', '1.5', '1e9', 'true', 'false', 'maybe', 'test', 'train_eval',
-         'nan', ' 5', '5 ', '0x10', '99999999999999999999', '٣', 'é', '\udcff', '=', '--', '\t',
-         '[1]', 'a\\b', 'file:///tmp']
+         'nan', ' 5', '5 ', '0x10', '99999999999999999999', '٣', 'é', '\udcff', '=', '--',
+         '\t'] + UNREADABLE_FOLDERS
 NUMBERS = {'batch_size': 1, 'max_steps': 1, 'log_frequency': 1, 'save_checkpoint_secs': 1,
            'max_to_keep': 0, 'num_gpus': 1, 'eval_interval_secs': 1, 'num_examples': 1}
 BOOLEANS = ['use_fp16', 'log_device_placement', 'run_once', 'use_moving_averages']
@@ -282,7 +283,7 @@ def is_valid(name, value):
         return value.lower() in ('true', 't', '1', 'false', 'f', '0')
     if name == 'eval_data':
         return value in ('test', 'train_eval')
-    if name in CHECKPOINT_FOLDERS and value in ('[1]', 'a\\b', 'file:///tmp'):
+    if name in CHECKPOINT_FOLDERS and value in UNREADABLE_FOLDERS:
         return False
     return '\udcff' not in value  # No text in UTF-8.
 
