@@ -160,7 +160,7 @@ env: $(READY) ## build the Python environment
 	@echo 'Ready. To run the scripts without make: . $(ENV)/bin/activate'
 
 data: $(READY) ## get CIFAR-10 and verify it
-	@exec $(PYTHON) cifar10_download.py --data_dir="$(DATA_DIR)" $(ARGS)
+	@exec $(PYTHON) -m support.dataset --data_dir="$(DATA_DIR)" $(ARGS)
 
 train: $(READY) ## train on one device; goes on where the last run stopped
 	@exec $(PYTHON) cifar10_train.py --data_dir="$(DATA_DIR)" --train_dir="$(TRAIN_DIR)" $(ARGS)
@@ -182,9 +182,9 @@ test: $(ENV)/pytest ## run the tests (no data set needed)
 	@exec $(PYTHON) -m pytest -rs --disable-warnings cifar10_test.py $(ARGS)
 
 soak: $(ENV)/pytest ## malformed input, kills and endurance: 90 minutes; ARGS=--quick: some
-	@exec $(PYTHON) tests/fuzz.py $(filter --quick,$(ARGS))
-	@exec $(PYTHON) tests/kills.py --data_dir="$(DATA_DIR)" $(ARGS)
-	@exec $(PYTHON) tests/endurance.py --data_dir="$(DATA_DIR)" $(ARGS)
+	@exec $(PYTHON) tests/soak/fuzz.py $(filter --quick,$(ARGS))
+	@exec $(PYTHON) tests/soak/kills.py --data_dir="$(DATA_DIR)" $(ARGS)
+	@exec $(PYTHON) tests/soak/endurance.py --data_dir="$(DATA_DIR)" $(ARGS)
 
 bench: $(READY) .venv/torch/ready ## measure what is claimed about speed
 	@exec $(PYTHON) benchmarks/run.py --data_dir="$(DATA_DIR)" $(ARGS)

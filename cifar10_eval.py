@@ -21,6 +21,9 @@ import time
 
 import cifar10
 import cifar10_input
+from support import checkpoints
+from support import devices
+from support import script
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -38,7 +41,7 @@ tf.flags.DEFINE_integer('num_examples', cifar10.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL,
 tf.flags.DEFINE_bool('run_once', False, 'Evaluate once and end.')
 tf.flags.DEFINE_bool('use_moving_averages', True,
                      'Evaluate the moving averages of the variables, not their last values.')
-cifar10.refuse_unreadable_folders('eval_dir', 'checkpoint_dir')
+script.refuse_unreadable_folders('eval_dir', 'checkpoint_dir')
 
 # Between two evaluations: how often to look whether the training run is finished.
 POLL_SECS = 5.0
@@ -75,17 +78,17 @@ def restore(session, saver, variables, checkpoint):
       Unusable: it is damaged, deleted, or lacks a variable.
     """
     try:
-        problem = cifar10.checkpoint_damage(checkpoint.path)
+        problem = checkpoints.checkpoint_damage(checkpoint.path)
         if problem is None and not any(
                 tf.train.load_checkpoint(checkpoint.path).has_tensor(name) for name in variables):
             problem = ('it holds no moving averages; --use_moving_averages=false does without'
                        if FLAGS.use_moving_averages else
                        'it holds moving averages only; leave out --use_moving_averages=false')
-        problem = problem or cifar10.checkpoint_misfit(checkpoint.path, variables)
+        problem = problem or checkpoints.checkpoint_misfit(checkpoint.path, variables)
         if problem is None:
             saver.restore(session, checkpoint.path)
-    except cifar10.CHECKPOINT_ERRORS as error:
-        problem = cifar10.brief(error)
+    except checkpoints.CHECKPOINT_ERRORS as error:
+        problem = script.brief(error)
     if problem is not None:
         raise Unusable(problem)
 
@@ -103,7 +106,7 @@ def count_correct(session, correct, summary_op, num_examples):
       The number of right predictions, and the serialized summary.
 
     Raises:
-      cifar10.UserError: the input ended early.
+      script.UserError: the input ended early.
     """
     coordinator = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(session, coordinator)
@@ -124,7 +127,7 @@ def count_correct(session, correct, summary_op, num_examples):
         coordinator.request_stop()
         coordinator.join(threads, stop_grace_period_secs=10)
     if seen != num_examples:
-        raise cifar10.UserError('only %d of %d images could be read' % (seen, num_examples))
+        raise script.UserError('only %d of %d images could be read' % (seen, num_examples))
     return right, summary
 
 
@@ -149,7 +152,7 @@ def evaluate():
     """Evaluates checkpoints as they appear, each one once, the newest first.
 
     Raises:
-      cifar10.UserError: see watch() and count_correct().
+      script.UserError: see watch() and count_correct().
     """
     num_examples = num_examples_to_evaluate()
     with tf.Graph().as_default() as graph:
@@ -163,13 +166,13 @@ def evaluate():
         events.add_graph(graph)
 
         def evaluate_one(checkpoint):
-            with tf.Session(config=cifar10.session_config()) as session:
+            with tf.Session(config=devices.session_config()) as session:
                 restore(session, saver, variables, checkpoint)
-                cifar10.say('Evaluating %s on %d images.' % (checkpoint.path, num_examples))
+                script.say('Evaluating %s on %d images.' % (checkpoint.path, num_examples))
                 session.run(start_input)
                 right, serialized = count_correct(session, correct, summary_op, num_examples)
             precision = right / num_examples
-            cifar10.say('%s: precision @ 1 = %.3f' % (datetime.now(), precision))
+            script.say('%s: precision @ 1 = %.3f' % (datetime.now(), precision))
             summary = tf.Summary.FromString(serialized)
             summary.value.add(tag='Precision @ 1', simple_value=precision)
             events.add_summary(summary.SerializeToString(), checkpoint.step)
@@ -184,7 +187,7 @@ def watch(evaluate_one):
     training run is finished and nothing is left to evaluate, or after --run_once.
 
     Raises:
-      cifar10.UserError: with --run_once nothing, or of a finished run not the last
+      script.UserError: with --run_once nothing, or of a finished run not the last
         checkpoint could be evaluated.
     """
     evaluated, unusable = set(), set()
@@ -192,9 +195,9 @@ def watch(evaluate_one):
     waiting = False
     while True:
         # Read before the folder is listed, so that the last checkpoint is in the list.
-        finished = cifar10.finished_step(FLAGS.checkpoint_dir)
+        finished = checkpoints.finished_step(FLAGS.checkpoint_dir)
         newer = itertools.takewhile(lambda checkpoint: checkpoint not in evaluated,
-                                    cifar10.checkpoints(FLAGS.checkpoint_dir))
+                                    checkpoints.checkpoints(FLAGS.checkpoint_dir))
         checkpoint = next((each for each in newer if each not in unusable), None)
 
         is_time = time.monotonic() - started >= FLAGS.eval_interval_secs
@@ -204,7 +207,7 @@ def watch(evaluate_one):
             try:
                 evaluate_one(checkpoint)
             except Unusable as error:
-                cifar10.say('Skipping %s: %s' % (checkpoint.path, error))
+                script.say('Skipping %s: %s' % (checkpoint.path, error))
                 unusable.add(checkpoint)
                 started = float('-inf')
                 continue
@@ -213,31 +216,31 @@ def watch(evaluate_one):
                 return
         elif finished is not None and not checkpoint:
             if finished not in (each.step for each in evaluated):
-                raise cifar10.UserError('training finished at step %d, but its last checkpoint '
+                raise script.UserError('training finished at step %d, but its last checkpoint '
                                         'cannot be evaluated' % finished)
-            cifar10.say('Training finished at step %d and its last checkpoint is done.' % finished)
+            script.say('Training finished at step %d and its last checkpoint is done.' % finished)
             return
         elif FLAGS.run_once:
-            raise cifar10.UserError('no usable checkpoint in %s; train first, or name another '
+            raise script.UserError('no usable checkpoint in %s; train first, or name another '
                                     'folder with --checkpoint_dir' % FLAGS.checkpoint_dir)
         else:
             if not waiting:
-                cifar10.say('Waiting for %s checkpoint in %s.'
+                script.say('Waiting for %s checkpoint in %s.'
                             % ('a newer' if evaluated else 'the first', FLAGS.checkpoint_dir))
                 waiting = True
             time.sleep(min(POLL_SECS, FLAGS.eval_interval_secs))
 
 
 def main():
-    cifar10.make_folder('eval_dir')
+    script.make_folder('eval_dir')
     if os.path.isfile(FLAGS.checkpoint_dir) or os.path.isfile(FLAGS.checkpoint_dir + '.index'):
         raise tf.flags.IllegalFlagValueError(
             'flag --checkpoint_dir=%s: name the folder, not a checkpoint' % FLAGS.checkpoint_dir)
     cifar10.maybe_download_and_extract()
-    cifar10.on_signal(lambda number: os._exit(128 + number))
-    cifar10.say(cifar10.describe_devices())
+    script.on_signal(lambda number: os._exit(128 + number))
+    script.say(devices.describe_devices())
     evaluate()
 
 
 if __name__ == '__main__':
-    cifar10.run(main)
+    script.run(main)

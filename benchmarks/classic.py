@@ -3,7 +3,7 @@
 Both take the place of the project's own functions:
 
     cifar10_input.distorted_inputs = classic.distorted_inputs
-    cifar10.local_response_normalization = classic.local_response_normalization
+    normalization.local_response_normalization = classic.local_response_normalization
 """
 
 import cifar10_input

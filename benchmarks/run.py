@@ -134,8 +134,8 @@ def main():
     generations = [name for name in ['tf1', 'tf2'] if name in pythons]
     if not generations:
         sys.exit('run.py: no TensorFlow; name its Python with --tf1 or --tf2')
-    subprocess.check_call([pythons[generations[0]], os.path.join(ROOT, 'cifar10_download.py'),
-                           '--data_dir=' + args.data_dir])
+    subprocess.check_call([pythons[generations[0]], '-m', 'support.dataset',
+                           '--data_dir=' + args.data_dir], cwd=ROOT)
 
     results = {'machine': machine()}
     for name in generations:

@@ -26,6 +26,8 @@ import cifar10_multi_gpu_train
 import cifar10_train
 
 import classic
+from support import devices
+from support import normalization
 import rounds
 
 import tensorflow.compat.v1 as tf
@@ -46,7 +48,7 @@ TRACED_STEPS = 5
 
 def running_session():
     """A session whose variables are set and whose queues are being filled."""
-    session = tf.Session(config=cifar10.session_config())
+    session = tf.Session(config=devices.session_config())
     session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
     tf.train.start_queue_runners(session)
     return session
@@ -63,7 +65,7 @@ def seconds_for(run, times):
 
 def measure_input():
     batch = tf.group(cifar10_input.distorted_inputs(cifar10.data_folder(), FLAGS.batch_size))
-    session = tf.Session(config=cifar10.session_config())
+    session = tf.Session(config=devices.session_config())
     session.run(tf.no_op())  # The device is ready.
     start = time.time()
     tf.train.start_queue_runners(session)
@@ -88,7 +90,7 @@ def measure_input():
 # --- Training ----------------------------------------------------------------
 
 def measure_step():
-    if FLAGS.use_fp16 and cifar10.half_precision() != 'bfloat16':
+    if FLAGS.use_fp16 and devices.half_precision() != 'bfloat16':
         return rounds.serve(None, unavailable='no bfloat16 with this TensorFlow on this machine')
     build = (cifar10_multi_gpu_train if FLAGS.num_gpus > 1 else cifar10_train).build_step
     step = build(tf.train.get_or_create_global_step())
@@ -157,7 +159,7 @@ def measure_evaluation():
     num_examples = cifar10_input.num_examples(True, cifar10.data_folder())
 
     def block():
-        with tf.Session(config=cifar10.session_config()) as session:
+        with tf.Session(config=devices.session_config()) as session:
             session.run(initialize)
             start = time.time()
             cifar10_eval.count_correct(session, correct, summary_op, num_examples)
@@ -174,7 +176,7 @@ def main():
     if FLAGS.classic_input:
         cifar10_input.distorted_inputs = classic.distorted_inputs
     if FLAGS.builtin_gradient:
-        cifar10.local_response_normalization = classic.local_response_normalization
+        normalization.local_response_normalization = classic.local_response_normalization
     {'input': measure_input, 'step': measure_step, 'evaluation': measure_evaluation,
      'arithmetic': measure_arithmetic}[FLAGS.measure]()
 

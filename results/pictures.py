@@ -15,6 +15,9 @@ import cifar10
 import cifar10_eval
 import cifar10_input
 import record
+from support import checkpoints
+from support import devices
+from support import script
 
 import matplotlib
 matplotlib.use('Agg')
@@ -83,7 +86,7 @@ def predict(checkpoint):
         cropped = tf.cast(cifar10_input.crop_center(batch), tf.float32)
         probabilities = tf.nn.softmax(cifar10.inference(cifar10_input.standardize(cropped)))
         variables = cifar10_eval.model_variables()
-        with tf.Session(config=cifar10.session_config()) as session:
+        with tf.Session(config=devices.session_config()) as session:
             cifar10_eval.restore(session, tf.train.Saver(variables), variables, checkpoint)
             predicted = np.concatenate([session.run(probabilities, {batch: part})
                                         for part in np.array_split(images, 20)])
@@ -140,16 +143,16 @@ def main():
     cifar10.maybe_download_and_extract()
     tables = [record.read_table(os.path.join(FLAGS.record_dir, name))
               for name in ('losses.csv', 'checkpoints.csv')]
-    checkpoints = cifar10.checkpoints(FLAGS.record_dir)
-    if not all(tables) or not checkpoints:
-        raise cifar10.UserError('no record in %s; make one with record.py' % FLAGS.record_dir)
+    saved = checkpoints.checkpoints(FLAGS.record_dir)
+    if not all(tables) or not saved:
+        raise script.UserError('no record in %s; make one with record.py' % FLAGS.record_dir)
     draw_losses(tables[0])
     draw_precision(tables[1])
-    images, labels, probabilities, filters = predict(checkpoints[0])
+    images, labels, probabilities, filters = predict(saved[0])
     draw_confusion(labels, probabilities.argmax(axis=1))
     draw_filters(filters)
     draw_errors(images, labels, probabilities)
 
 
 if __name__ == '__main__':
-    cifar10.run(main)
+    script.run(main)

@@ -27,6 +27,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cifar10
 import cifar10_eval
 import cifar10_train
+from support import checkpoints
+from support import devices
+from support import script
 
 import tensorflow.compat.v1 as tf
 
@@ -110,7 +113,7 @@ def precision(checkpoint, averages):
         correct = cifar10_eval.correct_predictions()
         variables = cifar10_eval.model_variables()
         saver = tf.train.Saver(variables)
-        with tf.Session(config=cifar10.session_config()) as session:
+        with tf.Session(config=devices.session_config()) as session:
             cifar10_eval.restore(session, saver, variables, checkpoint)
             session.run(tf.local_variables_initializer())
             right, _ = cifar10_eval.count_correct(session, correct, tf.no_op(), num_examples)
@@ -126,7 +129,7 @@ def evaluate(checkpoints, losses, path):
         row = dict(losses[before], step=checkpoint.step)
         if checkpoint.step in rows:
             if rows[checkpoint.step]['time'] != row['time']:
-                raise cifar10.UserError('%s tells of another run; name another folder with '
+                raise script.UserError('%s tells of another run; name another folder with '
                                         '--record_dir' % path)
             continue
         try:
@@ -145,16 +148,16 @@ def save_averages(checkpoint, folder):
     """Writes a checkpoint of the moving averages alone. Returns its path.
 
     Raises:
-      cifar10.UserError: it has none, or has been removed meanwhile.
+      script.UserError: it has none, or has been removed meanwhile.
     """
-    problem = cifar10.checkpoint_damage(checkpoint.path)
+    problem = checkpoints.checkpoint_damage(checkpoint.path)
     if problem is not None:
-        raise cifar10.UserError('%s: %s' % (checkpoint.path, problem))
+        raise script.UserError('%s: %s' % (checkpoint.path, problem))
     reader = tf.train.load_checkpoint(checkpoint.path)
     names = sorted(name for name in reader.get_variable_to_shape_map()
                    if name.endswith('/ExponentialMovingAverage'))
     if not names:
-        raise cifar10.UserError('%s holds no moving averages' % checkpoint.path)
+        raise script.UserError('%s holds no moving averages' % checkpoint.path)
     path = os.path.join(folder, 'model.ckpt-%d' % checkpoint.step)
     with tf.Graph().as_default(), tf.Session() as session:
         session.run(tf.raw_ops.SaveV2(
@@ -164,21 +167,21 @@ def save_averages(checkpoint, folder):
 
 
 def main():
-    cifar10.make_folder('record_dir')
+    script.make_folder('record_dir')
     if os.path.realpath(FLAGS.record_dir) == os.path.realpath(FLAGS.train_dir):
-        raise cifar10.UserError('--record_dir is --train_dir, whose checkpoints it would overwrite')
+        raise script.UserError('--record_dir is --train_dir, whose checkpoints it would overwrite')
     FLAGS.eval_data = 'test'
     cifar10.maybe_download_and_extract()
     losses = read_losses(FLAGS.train_dir)
-    checkpoints = cifar10.checkpoints(FLAGS.train_dir)[::-1]
-    if not losses or not checkpoints:
-        raise cifar10.UserError('no events or no checkpoint in %s; name the folder of a run with '
+    saved = checkpoints.checkpoints(FLAGS.train_dir)[::-1]
+    if not losses or not saved:
+        raise script.UserError('no events or no checkpoint in %s; name the folder of a run with '
                                 '--train_dir' % FLAGS.train_dir)
     write_table(os.path.join(FLAGS.record_dir, 'losses.csv'), LOSSES_COLUMNS, losses)
-    evaluate(every(checkpoints, FLAGS.record_steps), losses,
+    evaluate(every(saved, FLAGS.record_steps), losses,
              os.path.join(FLAGS.record_dir, 'checkpoints.csv'))
-    print('Saved %s.' % save_averages(checkpoints[-1], FLAGS.record_dir))
+    print('Saved %s.' % save_averages(saved[-1], FLAGS.record_dir))
 
 
 if __name__ == '__main__':
-    cifar10.run(main)
+    script.run(main)

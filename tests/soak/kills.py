@@ -1,7 +1,7 @@
 """Kills trainers with SIGKILL, resumes them, and checks that nothing is lost.
 
-    python tests/kills.py            as below, half an hour
-    python tests/kills.py --quick    few kills and steps, a few minutes
+    python tests/soak/kills.py            as below, half an hour
+    python tests/soak/kills.py --quick    few kills and steps, a few minutes
 
 First it kills at each step of writing a checkpoint: whenever a file is about to be
 opened, written to, closed, renamed or removed (kill_at.c; needs Linux and cc).
@@ -26,11 +26,11 @@ import tempfile
 import time
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(FOLDER))
+sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))
 
-import cifar10
-import cifar10_download
 import cifar10_test
+from support import checkpoints
+from support import dataset
 
 SAVE_SECS = 3
 SLACK_SECS = 2      # A step, a save, and a machine that does other things as well.
@@ -60,7 +60,7 @@ def run_script(scratch, name, *flags, **environment):
 
 
 def newest_step(train_dir):
-    found = cifar10.checkpoints(train_dir)
+    found = checkpoints.checkpoints(train_dir)
     return found[0].step if found else 0
 
 
@@ -131,7 +131,7 @@ class Witness:
 
 def kill_at_random(scratch, data_dir, kills, more_steps, tolerance):
     """Kills, then trains so many steps more. Returns a line on what was seen."""
-    cifar10_download.maybe_download_and_extract(data_dir)
+    dataset.maybe_download_and_extract(data_dir)
     disturbed_dir, undisturbed_dir = (os.path.join(scratch, name)
                                       for name in ('disturbed', 'undisturbed'))
 
@@ -158,7 +158,7 @@ def kill_at_random(scratch, data_dir, kills, more_steps, tolerance):
     script = train(disturbed_dir, '--max_steps=%d' % max_steps)
     expect(script.wait(3600) == 0, 'the last run failed:\n%s', script.stderr)
     expect(newest_step(disturbed_dir) == max_steps, 'it ended at %d', newest_step(disturbed_dir))
-    expect(len(cifar10.checkpoints(disturbed_dir)) <= 5, 'the old checkpoints were not removed')
+    expect(len(checkpoints.checkpoints(disturbed_dir)) <= 5, 'the old checkpoints were not removed')
     left = [name for name in os.listdir(disturbed_dir) if re.search('temp|tmp', name)]
     expect(not left, 'left lying about: %s', left)
     disturbed = precision(scratch, data_dir, disturbed_dir)
@@ -210,7 +210,7 @@ def kill_while_saving(scratch, stride):
         expect(status == -9, 'status %d at step %d:\n%s', status, number, script.stderr)
         expect(resumed_step(script) == before, 'resumed at %s, not at %d',
                resumed_step(script), before)
-        damage = [cifar10.checkpoint_damage(each.path) for each in cifar10.checkpoints(train_dir)]
+        damage = [checkpoints.checkpoint_damage(each.path) for each in checkpoints.checkpoints(train_dir)]
         expect(len(damage) >= 2 and not any(damage), 'after %s: %s', steps[number - 1], damage)
         print('killed at step %s; newest %d -> %d' % (
             read_log()[-1], before, newest_step(train_dir)), flush=True)

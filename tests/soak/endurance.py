@@ -1,8 +1,8 @@
 """Watches a trainer and an evaluator at work: memory, threads and open files stay flat.
 
-    python tests/endurance.py                      an hour of both, on the real data set
-    python tests/endurance.py --quick              a minute
-    python tests/endurance.py --pids 4711 4712     watches processes that run already
+    python tests/soak/endurance.py                      an hour of both, on the real data set
+    python tests/soak/endurance.py --quick              a minute
+    python tests/soak/endurance.py --pids 4711 4712     watches processes that run already
 
 The median of the last quarter of the time is compared with that of the third. In the first
 half, memory is still being taken into use: what malloc keeps for the evaluator grows
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import cifar10_test
 

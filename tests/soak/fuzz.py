@@ -1,8 +1,8 @@
 """Feeds malformed input to whatever decodes something: 12,000 cases in some minutes.
 
-    python tests/fuzz.py                            3,000 cases of each kind
-    python tests/fuzz.py --quick                    300 of each kind
-    python tests/fuzz.py --kinds=flags --only=17    one case, with its traceback
+    python tests/soak/fuzz.py                            3,000 cases of each kind
+    python tests/soak/fuzz.py --quick                    300 of each kind
+    python tests/soak/fuzz.py --kinds=flags --only=17    one case, with its traceback
 
 The kinds are data files, archives, the files of a folder of checkpoints, and command
 lines. A case is made from its number alone. None may end in anything but the error
@@ -24,15 +24,17 @@ import sys
 import tempfile
 import zlib
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import cifar10
-import cifar10_download
 import cifar10_eval
 import cifar10_input
 import cifar10_multi_gpu_train
 import cifar10_test
 import cifar10_train
+from support import checkpoints
+from support import dataset
+from support import script
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -102,8 +104,8 @@ def fuzz_records(chance, scratch):
     wrong = [name for name, content in contents.items() if isinstance(content, str) or
              not content or len(content) % RECORD_BYTES or max(content[::RECORD_BYTES]) > 9]
     try:
-        cifar10_download.maybe_download_and_extract(scratch, 'file:///nowhere')
-    except cifar10_download.DataError as error:
+        dataset.maybe_download_and_extract(scratch, 'file:///nowhere')
+    except dataset.DataError as error:
         assert wrong, 'refused without need: %s' % error
         assert any(name in str(error) for name in wrong), 'not named: %s' % error
         assert len(str(error).splitlines()) == 1
@@ -167,9 +169,9 @@ def fuzz_archives(chance, scratch):
     write(path, archive)
 
     try:
-        folder = cifar10_download.maybe_download_and_extract(data_dir, 'file://' + path)
+        folder = dataset.maybe_download_and_extract(data_dir, 'file://' + path)
         accepted = True
-    except cifar10_download.DataError as error:
+    except dataset.DataError as error:
         assert path in str(error), 'the source is not named: %s' % error
         accepted = False
     names = sorted(os.path.relpath(os.path.join(parent, name), scratch)
@@ -196,7 +198,7 @@ def make_checkpoints(folder):
         cifar10_test.write_checkpoint(folder, step, values[step])
         write(os.path.join(folder, 'model.ckpt-%d.meta' % step), b'not read')
     write(os.path.join(folder, 'checkpoint'), b'model_checkpoint_path: "model.ckpt-12"\n')
-    cifar10.mark_finished(folder, 12)
+    checkpoints.mark_finished(folder, 12)
     return values
 
 
@@ -233,15 +235,15 @@ def fuzz_checkpoints(chance, scratch, originals=[]):
         elif content is not None:
             write(path, content)
 
-    step = cifar10.finished_step(scratch)
+    step = checkpoints.finished_step(scratch)
     assert step is None or isinstance(step, int)
     if 'finished' not in changed:
         assert step == 12
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output):
-            checkpoint = cifar10_train.newest_checkpoint(scratch)
-    except cifar10.UserError as error:
+            checkpoint = checkpoints.newest_checkpoint(scratch)
+    except script.UserError as error:
         assert len(str(error).splitlines()) == 1
         checkpoint = None
     if not any(name.startswith('model.ckpt-12') for name in changed):
@@ -322,7 +324,7 @@ def fuzz_flags(chance, scratch):
     argv, sys.argv = sys.argv, ['script.py'] + arguments
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            cifar10.run(lambda: 0)
+            script.run(lambda: 0)
     except SystemExit as end:
         status = end.code or 0
     finally:
@@ -350,10 +352,10 @@ def run_kind(kind, cases, log):
     """Runs cases of one kind in this process; `log` is told the number of each beforehand."""
     files, _, _ = cifar10_test.download_stand_in()
     if kind == 'archives':  # The stand-in is what is official.
-        cifar10_download.SHA256 = {name: hashlib.sha256(data).hexdigest()
+        dataset.SHA256 = {name: hashlib.sha256(data).hexdigest()
                                    for name, data in files.items()}
-        cifar10_download._FILE_BYTES = cifar10_test.DOWNLOAD_RECORDS * RECORD_BYTES
-    cifar10_download._say = lambda *args, **kwargs: None
+        dataset._FILE_BYTES = cifar10_test.DOWNLOAD_RECORDS * RECORD_BYTES
+    dataset._say = lambda *args, **kwargs: None
     os.environ['PATH'] = ''  # No npm: a malformed archive must not lead to a download.
     successes = 0
     for case in cases:

@@ -1,0 +1,1 @@
+"""What the scripts stand on and the tutorial does not teach."""
