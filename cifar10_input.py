@@ -1,15 +1,19 @@
 """CIFAR-10 records on disk -> batches of images and labels.
 
-    string_input_producer        names of the data files, in random order
-      -> FixedLengthRecordReader up to 256 records at a time
-      -> decode, distort, standardize
-      -> RandomShuffleQueue      filled by 16 queue-runner threads
-      -> dequeue_many            one batch
+    string_input_producer          names of the data files, in random order
+      -> FixedLengthRecordReader   up to 256 records at a time   |
+      -> decode                    labels and images             | in each of 16 threads
+      -> distort, standardize      crop, flip, brightness ...    |
+      -> RandomShuffleQueue        20,000 images or more
+      -> dequeue_many              a batch, as part of the training step
 
 `distorted_inputs` builds this pipeline for training, `inputs` its plain sibling
-for evaluation. Every stage works on many images at once: the cost of starting an
-op, a few microseconds for each of some thirty of them, is paid once for 256
-images and not for every image.
+for evaluation. As everywhere in this tutorial, these functions compute nothing:
+each call adds nodes (ops) to a graph. A session runs them later; it also starts
+the queue runners, threads which run the ops up to a queue again and again.
+
+Every stage works on many images at once: the cost of starting an op, a few
+microseconds for each of some thirty of them, is paid once for 256 images.
 
 A record of the binary version of the data set is 3,073 bytes: one label byte,
 then the red, the green and the blue plane of 32 rows of 32 bytes each
@@ -17,21 +21,18 @@ then the red, the green and the blue plane of 32 rows of 32 bytes each
 """
 
 import collections
-import contextlib
+import ctypes.util
 import os
 
-# TensorFlow reads these at import. A machine without an NVIDIA driver need not hear
-# about failed attempts to load it; elsewhere errors of the C++ side are worth seeing.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL',
-                      '2' if os.path.exists('/proc/driver/nvidia') else '3')
-# A trainer and an evaluator can share a GPU: neither takes more memory than it needs.
-os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')
+# Without an NVIDIA driver, TensorFlow need not tell that it misses one. Version 2 reads this
+# while it is imported: who imports it before this module gets some lines more.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2' if ctypes.util.find_library('cuda') else '3')
 
 import tensorflow.compat.v1 as tf
 
 tf.logging.set_verbosity(tf.logging.ERROR)
-tf.disable_v2_behavior()
-tf.enable_resource_variables()  # So that no read of a variable races with its update.
+tf.disable_v2_behavior()  # The same graphs and sessions in TensorFlow 2.
+tf.enable_resource_variables()  # What has been read stays, whatever is written meanwhile.
 
 IMAGE_SIZE = 24
 NUM_CLASSES = 10
@@ -49,37 +50,24 @@ RECORDS_PER_READ = 256
 MAX_BRIGHTNESS_DELTA = 63.0
 CONTRAST_RANGE = (0.2, 1.8)
 
-Record = collections.namedtuple(
-    'Record', ['height', 'width', 'depth', 'key', 'label', 'uint8image'])
+Record = collections.namedtuple('Record', 'height width depth key label uint8image')
 
 
 def data_files(eval_data, data_dir):
-    """Paths of the five training files or, if `eval_data`, of the one test file.
-
-    Raises:
-      ValueError: a file is missing, empty, or not made of whole records.
-    """
-    names = (['test_batch.bin'] if eval_data else
-             ['data_batch_%d.bin' % i for i in range(1, 6)])
-    paths = [os.path.join(data_dir, name) for name in names]
-    for path in paths:
-        if not os.path.isfile(path):
-            raise ValueError('%s: no such file' % path)
-        size = os.path.getsize(path)
-        if size == 0 or size % RECORD_BYTES:
-            raise ValueError('%s: %d bytes are not a whole number of records of %d bytes'
-                             % (path, size, RECORD_BYTES))
-    return paths
+    """Paths of the five training files or, if `eval_data`, of the one test file."""
+    names = ['test_batch.bin'] if eval_data else [f'data_batch_{i}.bin' for i in range(1, 6)]
+    return [os.path.join(data_dir, name) for name in names]
 
 
 def num_examples(eval_data, data_dir):
     """The number of records in the training files or, if `eval_data`, in the test file."""
-    return sum(os.path.getsize(path) // RECORD_BYTES
-               for path in data_files(eval_data, data_dir))
+    return sum(os.path.getsize(path) // RECORD_BYTES for path in data_files(eval_data, data_dir))
 
 
 def read_cifar10(filename_queue, num_records=None):
     """Reads one record, or up to `num_records` of them, from the files in a queue.
+
+    The pipeline below needs only label and uint8image of many; the rest is for other callers.
 
     Args:
       filename_queue: a queue of paths of CIFAR-10 binary files.
@@ -103,24 +91,18 @@ def read_cifar10(filename_queue, num_records=None):
 
     record = tf.reshape(tf.decode_raw(value, tf.uint8), leading + [RECORD_BYTES])
     label = tf.cast(record[..., :LABEL_BYTES], tf.int32)
-    planes = tf.reshape(record[..., LABEL_BYTES:],
-                        leading + [RECORD_DEPTH, RECORD_HEIGHT, RECORD_WIDTH])
-    to_channels_last = [1, 2, 0] if num_records is None else [0, 2, 3, 1]
-    return Record(RECORD_HEIGHT, RECORD_WIDTH, RECORD_DEPTH, key, label,
-                  tf.transpose(planes, to_channels_last))
+    planes = tf.reshape(
+        record[..., LABEL_BYTES:], leading + [RECORD_DEPTH, RECORD_HEIGHT, RECORD_WIDTH]
+    )
+    image = tf.transpose(planes, [1, 2, 0] if num_records is None else [0, 2, 3, 1])
+    return Record(RECORD_HEIGHT, RECORD_WIDTH, RECORD_DEPTH, key, label, image)
 
 
 def random_crop_and_flip(images):
-    """Cuts a random 24x24 window out of each image and mirrors about half of them.
+    """[n, 32, 32, 3] -> [n, 24, 24, 3]: a random window of each image, mirrored in half of them.
 
-    Both are one gather of pixels: a crop shifts the indices of the columns, a
-    flip reverses them.
-
-    Args:
-      images: [n, 32, 32, 3], any type.
-
-    Returns:
-      [n, 24, 24, 3] of the same type.
+    Computes for each pixel of the result its number in the batch, then gathers the pixels:
+    a crop shifts the numbers of the columns, a flip reverses them.
     """
     n = tf.shape(images)[0]
 
@@ -128,35 +110,29 @@ def random_crop_and_flip(images):
         return tf.random_uniform([n, 1, 1], maxval=maxval, dtype=tf.int32)
 
     offset = tf.range(IMAGE_SIZE)
-    rows = one_per_image(RECORD_HEIGHT - IMAGE_SIZE + 1) + offset[:, tf.newaxis]
+    rows = one_per_image(RECORD_HEIGHT - IMAGE_SIZE + 1) + offset[:, tf.newaxis]  # [n, 24, 1]
     # Where flip is 1, offset + flip * (23 - 2 * offset) counts down from 23.
     flip = one_per_image(2)
-    columns = (one_per_image(RECORD_WIDTH - IMAGE_SIZE + 1) +
-               offset + flip * (IMAGE_SIZE - 1 - 2 * offset))
-    image = tf.range(n)[:, tf.newaxis, tf.newaxis]
+    columns = one_per_image(RECORD_WIDTH - IMAGE_SIZE + 1) + offset  # [n, 1, 24]
+    columns += flip * (IMAGE_SIZE - 1 - 2 * offset)
+    image = tf.range(n)[:, tf.newaxis, tf.newaxis]  # [n, 1, 1]
     pixels = tf.reshape(images, [-1, RECORD_DEPTH])
     return tf.gather(pixels, (image * RECORD_HEIGHT + rows) * RECORD_WIDTH + columns)
 
 
 def random_brightness(images):
     """Adds a random number from [-63, 63) to each image of [n, height, width, 3]."""
-    delta = tf.random_uniform([tf.shape(images)[0], 1, 1, 1],
-                              -MAX_BRIGHTNESS_DELTA, MAX_BRIGHTNESS_DELTA)
+    delta = tf.random_uniform(
+        [tf.shape(images)[0], 1, 1, 1], -MAX_BRIGHTNESS_DELTA, MAX_BRIGHTNESS_DELTA
+    )
     return images + delta
 
 
 def random_contrast(images):
-    """Scales each image's distance from its mean by a random factor from [0.2, 1.8).
-
-    Args:
-      images: [n, height, width, 3] float32. The mean is that of each channel.
-
-    Returns:
-      The same shape and type.
-    """
+    """Scales each image's distance from its channels' means by a random factor from [0.2, 1.8)."""
     factor = tf.random_uniform([tf.shape(images)[0], 1, 1, 1], *CONTRAST_RANGE)
-    # Over the rows first, and later a whole row of pixels at a time: TensorFlow's kernels
-    # are several times as slow where they handle three values at a time.
+    # Rows first, and the mean as long as a row: TensorFlow is slow where it works on as few
+    # as three channels at a time.
     mean = tf.reduce_mean(tf.reduce_mean(images, axis=1, keepdims=True), axis=2, keepdims=True)
     mean = tf.tile(mean, [1, 1, tf.shape(images)[2], 1])
     return (images - mean) * factor + mean
@@ -187,7 +163,7 @@ def crop_center(images):
     """[n, 32, 32, 3] -> the central [n, 24, 24, 3]."""
     top = (RECORD_HEIGHT - IMAGE_SIZE) // 2
     left = (RECORD_WIDTH - IMAGE_SIZE) // 2
-    return images[:, top:top + IMAGE_SIZE, left:left + IMAGE_SIZE]
+    return images[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
 
 
 def distorted_inputs(data_dir, batch_size):
@@ -195,24 +171,21 @@ def distorted_inputs(data_dir, batch_size):
 
     Args:
       data_dir: the folder that holds data_batch_1.bin ... data_batch_5.bin.
-      batch_size: images per batch.
 
     Returns:
       images: [batch_size, 24, 24, 3] float32, each of mean 0 and stddev 1.
       labels: [batch_size] int32.
-
-    Raises:
-      ValueError: a data file is missing or not made of whole records.
     """
     # Images are drawn from a queue that never holds fewer than this part of the
     # epoch, so that a batch mixes images from all over it. The first batch has
-    # to wait until the queue is that full.
+    # to wait until the queue is that full: when the session has started.
     min_fraction_of_examples_in_queue = 0.4
-    min_queue_examples = int(num_examples(False, data_dir) *
-                             min_fraction_of_examples_in_queue)
-    with contextlib.suppress(OSError):  # A log that cannot be written is the scripts' affair.
-        print('Filling queue with %d CIFAR images before starting to train. '
-              'This will take a few seconds.' % min_queue_examples, flush=True)
+    min_queue_examples = int(num_examples(False, data_dir) * min_fraction_of_examples_in_queue)
+    print(
+        f'Filling queue with {min_queue_examples} CIFAR images before starting to train. '
+        'This will take a few seconds.',
+        flush=True,
+    )
 
     with tf.device('/cpu:0'), tf.name_scope('input'):
         filename_queue = tf.train.string_input_producer(data_files(False, data_dir))
@@ -223,7 +196,8 @@ def distorted_inputs(data_dir, batch_size):
             num_threads=NUM_PREPROCESS_THREADS,
             capacity=min_queue_examples + 3 * max(batch_size, RECORDS_PER_READ),
             min_after_dequeue=min_queue_examples,
-            enqueue_many=True)
+            enqueue_many=True,
+        )
     return images, labels
 
 
@@ -231,7 +205,8 @@ def inputs(eval_data, data_dir, batch_size):
     """One pass over the test set or the training set, undistorted. Pinned to the CPU.
 
     Every record comes exactly once, in an order that the threads decide. The
-    count of epochs is a local variable: run `tf.local_variables_initializer()`.
+    count of epochs is a local variable (of the session, not saved): run
+    `tf.local_variables_initializer()`.
 
     Args:
       eval_data: True for the test set, False for the training set.
@@ -243,12 +218,12 @@ def inputs(eval_data, data_dir, batch_size):
       labels: [n] int32. n is at most batch_size.
 
     Raises:
-      ValueError: a data file is missing or not made of whole records.
       tf.errors.OutOfRangeError: when run after the last batch.
     """
     with tf.device('/cpu:0'), tf.name_scope('input'):
         filename_queue = tf.train.string_input_producer(
-            data_files(eval_data, data_dir), num_epochs=1, shuffle=False)
+            data_files(eval_data, data_dir), num_epochs=1, shuffle=False
+        )
         record = read_cifar10(filename_queue, RECORDS_PER_READ)
         images = standardize(tf.cast(crop_center(record.uint8image), tf.float32))
         return tf.train.batch(
@@ -257,4 +232,5 @@ def inputs(eval_data, data_dir, batch_size):
             num_threads=NUM_PREPROCESS_THREADS,
             capacity=3 * max(batch_size, RECORDS_PER_READ),
             enqueue_many=True,
-            allow_smaller_final_batch=True)
+            allow_smaller_final_batch=True,
+        )

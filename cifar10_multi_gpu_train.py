@@ -6,21 +6,15 @@ Each GPU holds a tower, a replica of the model. In a step every tower computes t
 gradients for a batch of its own; the CPU, which holds the variables, averages
 them and updates the variables once:
 
-                      variables (CPU) <--- update <--- average (CPU)
-                       |           |                    ^    ^
-                       v           v                    |    |
-    batch 0 ---> tower_0 (GPU 0)  tower_1 (GPU 1) --- gradients
-    batch 1 ----------------------^
+    input -> batches -+-> tower_0 (GPU 0) -> gradients -+
+                      +-> tower_1 (GPU 1) -> gradients -+-> average -> update (CPU)
+                               ^                                          |
+                               +------------- variables (CPU) <-----------+
 
 With fewer GPUs than asked for, the towers share what there is. Everything else,
 the flags, the log, the checkpoints and how to stop and resume, is as in
 cifar10_train.py; either script goes on with what the other one began.
 """
-
-import signal
-
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from Ctrl-C during the imports.
 
 import cifar10
 import cifar10_train
@@ -30,22 +24,28 @@ import tensorflow.compat.v1 as tf
 
 FLAGS = tf.flags.FLAGS
 tf.flags.DEFINE_integer('num_gpus', 1, 'How many GPUs to use, one tower on each.', lower_bound=1)
+tf.flags.adopt_module_key_flags(cifar10_train)
 
 
 def shared_batches():
     """A queue of batches (images, labels), filled from the one input pipeline.
 
-    Towers that take from the same queue never see the same batch.
+    A tensor has one value in a step: towers on the same `images` would see the same batch.
+    So each tower takes a batch of its own from this queue.
     """
     images, labels = cifar10.distorted_inputs()
     capacity = 2 * FLAGS.num_gpus
     with tf.device('/cpu:0'):
-        batches = tf.FIFOQueue(capacity, [images.dtype, labels.dtype],
-                               [images.shape, labels.shape], name='batches')
+        batches = tf.FIFOQueue(
+            capacity, [images.dtype, labels.dtype], [images.shape, labels.shape], name='batches'
+        )
         tf.train.add_queue_runner(
-            tf.train.QueueRunner(batches, [batches.enqueue([images, labels])]))
-        cifar10.scalar_summary('input/batches/fraction_of_%d_full' % capacity,
-                               tf.cast(batches.size(), tf.float32) / capacity)
+            tf.train.QueueRunner(batches, [batches.enqueue([images, labels])])
+        )
+        tf.summary.scalar(
+            f'input/batches/fraction_of_{capacity}_full',
+            tf.cast(batches.size(), tf.float32) / capacity,
+        )
     return batches
 
 
@@ -80,9 +80,11 @@ def build_step(global_step):
     batches = shared_batches()
     optimizer = cifar10.gradient_descent(global_step, images_per_step)
     losses, gradients = [], []
+    # A name scope is a prefix for ops only. The variables have none: with AUTO_REUSE the second
+    # tower gets the 'conv1/weights' that the first one has made.
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
         for i in range(FLAGS.num_gpus):
-            with tf.name_scope('%s_%d' % (cifar10.TOWER_NAME, i)), tf.device('/gpu:%d' % i):
+            with tf.name_scope(f'{cifar10.TOWER_NAME}_{i}'), tf.device(f'/gpu:{i}'):
                 losses.append(tower_loss(batches))
                 gradients.append(optimizer.compute_gradients(losses[-1]))
     with tf.device('/cpu:0'):

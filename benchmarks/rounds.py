@@ -48,8 +48,12 @@ class Worker:
         self._command = command
         self._errors = tempfile.TemporaryFile('w+')
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            universal_newlines=True)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            universal_newlines=True,
+        )
         try:
             self.facts = self._answer()
         except BaseException:

@@ -4,8 +4,8 @@
     python benchmarks/run.py --quick    a minute or two, to see that everything works
 
 Processes that are compared run at the same time and measure in turn, see rounds.py.
-The samples go into benchmarks/results.json, and report.py makes the README's table
-and the picture from them. Needs an otherwise idle machine, and any Python 3.7 or newer.
+The samples go into benchmarks/results.json, and report.py makes the table
+and the picture of docs/performance.md from them. Needs an otherwise idle machine, and any Python 3.7 or newer.
 """
 
 import argparse
@@ -30,17 +30,30 @@ BATCH_SIZES = [32, 64, 128, 256, 512]
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, what in [('tf1', 'TensorFlow 1.15'), ('tf2', 'TensorFlow 2.x'),
-                       ('torch', 'PyTorch and matplotlib')]:
-        parser.add_argument('--' + name, metavar='PYTHON',
-                            default=os.path.join(ROOT, '.venv', name, 'bin', 'python'),
-                            help='a Python with %s (default: %%(default)s)' % what)
-    parser.add_argument('--data_dir', default='/tmp/cifar10_data',
-                        help='as for the other scripts (default: %(default)s)')
-    parser.add_argument('--quick', action='store_true',
-                        help='short blocks, few rounds; writes to a temporary folder only')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, what in [
+        ('tf1', 'TensorFlow 1.15'),
+        ('tf2', 'TensorFlow 2.x'),
+        ('torch', 'PyTorch and matplotlib'),
+    ]:
+        parser.add_argument(
+            '--' + name,
+            metavar='PYTHON',
+            default=os.path.join(ROOT, '.venv', name, 'bin', 'python'),
+            help='a Python with %s (default: %%(default)s)' % what,
+        )
+    parser.add_argument(
+        '--data_dir',
+        default='/tmp/cifar10_data',
+        help='as for the other scripts (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='short blocks, few rounds; writes to a temporary folder only',
+    )
     return parser.parse_args()
 
 
@@ -51,8 +64,13 @@ def machine():
         with open('/proc/cpuinfo') as cpuinfo:
             facts = dict(re.findall(r'^(model name|cpu family)\s*: (.*)', cpuinfo.read(), re.M))
         cpu = '%s (family %s)' % (facts.get('model name', cpu), facts.get('cpu family', '?'))
-    return {'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.platform(),
-            'date': time.strftime('%Y-%m-%d'), 'load_before': os.getloadavg()[0]}
+    return {
+        'cpu': cpu,
+        'cores': os.cpu_count(),
+        'system': platform.platform(),
+        'date': time.strftime('%Y-%m-%d'),
+        'load_before': os.getloadavg()[0],
+    }
 
 
 def tensorflow_commands(python, data_dir, quick):
@@ -61,9 +79,14 @@ def tensorflow_commands(python, data_dir, quick):
     Returns:
       Dict of title -> (commands, rounds, how often to start anew).
     """
+
     def worker(measure, *flags):
-        return [python, os.path.join(HERE, 'tensorflow_worker.py'), '--measure=' + measure,
-                '--data_dir=' + data_dir] + list(flags)
+        return [
+            python,
+            os.path.join(HERE, 'tensorflow_worker.py'),
+            '--measure=' + measure,
+            '--data_dir=' + data_dir,
+        ] + list(flags)
 
     def input_worker(*flags):
         return worker('input', '--seconds=0.2' if quick else '--seconds=1', *flags)
@@ -75,32 +98,44 @@ def tensorflow_commands(python, data_dir, quick):
         return (2, 1) if quick else (rounds, repeats)
 
     sections = collections.OrderedDict()
-    sections['input'] = {
-        'classic': input_worker('--classic_input'),
-        'ours': input_worker(),
-    }, times(4, repeats=2)
-    sections['step'] = {
-        'classic': step_worker('--classic_input', '--builtin_gradient'),
-        'batched': step_worker('--builtin_gradient'),
-        'ours': step_worker(),
-        'half': step_worker('--use_fp16'),
-        'towers': step_worker('--num_gpus=2', '--batch_size=64'),
-        'arithmetic': worker('arithmetic'),
-    }, times(6)
+    sections['input'] = (
+        {
+            'classic': input_worker('--classic_input'),
+            'ours': input_worker(),
+        },
+        times(4, repeats=2),
+    )
+    sections['step'] = (
+        {
+            'classic': step_worker('--classic_input', '--builtin_gradient'),
+            'batched': step_worker('--builtin_gradient'),
+            'ours': step_worker(),
+            'half': step_worker('--use_fp16'),
+            'towers': step_worker('--num_gpus=2', '--batch_size=64'),
+            'arithmetic': worker('arithmetic'),
+        },
+        times(6),
+    )
     sections['evaluation'] = {'ours': worker('evaluation')}, times(3)
-    sections['records_per_read'] = {
-        str(n): input_worker('--records_per_read=%d' % n) for n in RECORDS_PER_READ}, times(3)
-    sections['threads'] = {
-        str(n): input_worker('--threads=%d' % n) for n in THREADS}, times(3)
-    sections['batch_size'] = {
-        str(n): step_worker('--batch_size=%d' % n) for n in BATCH_SIZES}, times(2)
+    sections['records_per_read'] = (
+        {str(n): input_worker('--records_per_read=%d' % n) for n in RECORDS_PER_READ},
+        times(3),
+    )
+    sections['threads'] = {str(n): input_worker('--threads=%d' % n) for n in THREADS}, times(3)
+    sections['batch_size'] = (
+        {str(n): step_worker('--batch_size=%d' % n) for n in BATCH_SIZES},
+        times(2),
+    )
     return sections
 
 
 def torch_commands(python, quick):
     """Workers to set beside the training steps of TensorFlow."""
-    command = [python, os.path.join(HERE, 'torch_worker.py'),
-               '--images=256' if quick else '--images=2560']
+    command = [
+        python,
+        os.path.join(HERE, 'torch_worker.py'),
+        '--images=256' if quick else '--images=2560',
+    ]
     return {'torch': command, 'torch channels-last': command + ['--channels_last']}
 
 
@@ -134,8 +169,9 @@ def main():
     generations = [name for name in ['tf1', 'tf2'] if name in pythons]
     if not generations:
         sys.exit('run.py: no TensorFlow; name its Python with --tf1 or --tf2')
-    subprocess.check_call([pythons[generations[0]], '-m', 'support.dataset',
-                           '--data_dir=' + args.data_dir], cwd=ROOT)
+    subprocess.check_call(
+        [pythons[generations[0]], '-m', 'support.dataset', '--data_dir=' + args.data_dir], cwd=ROOT
+    )
 
     results = {'machine': machine()}
     for name in generations:
@@ -152,9 +188,10 @@ def main():
         json.dump(results, file, indent=1, sort_keys=True)
         file.write('\n')
     # The report wants matplotlib, and any Python for its text.
-    subprocess.check_call([pythons.get('torch', sys.executable),
-                           os.path.join(HERE, 'report.py'), path] +
-                          ([] if args.quick else ['--readme', os.path.join(ROOT, 'README.md')]))
+    subprocess.check_call(
+        [pythons.get('torch', sys.executable), os.path.join(HERE, 'report.py'), path]
+        + ([] if args.quick else ['--readme', os.path.join(ROOT, 'docs', 'performance.md')])
+    )
 
 
 if __name__ == '__main__':

@@ -27,7 +27,6 @@ import cifar10_train
 
 import classic
 from support import devices
-from support import normalization
 import rounds
 
 import tensorflow.compat.v1 as tf
@@ -48,7 +47,7 @@ TRACED_STEPS = 5
 
 def running_session():
     """A session whose variables are set and whose queues are being filled."""
-    session = tf.Session(config=devices.session_config())
+    session = tf.Session(config=devices.session_config(FLAGS.use_fp16))
     session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
     tf.train.start_queue_runners(session)
     return session
@@ -63,9 +62,10 @@ def seconds_for(run, times):
 
 # --- Input -------------------------------------------------------------------
 
+
 def measure_input():
     batch = tf.group(cifar10_input.distorted_inputs(cifar10.data_folder(), FLAGS.batch_size))
-    session = tf.Session(config=devices.session_config())
+    session = tf.Session(config=devices.session_config(FLAGS.use_fp16))
     session.run(tf.no_op())  # The device is ready.
     start = time.time()
     tf.train.start_queue_runners(session)
@@ -81,16 +81,19 @@ def measure_input():
 
     def block():
         images_per_second(FLAGS.seconds / 3)  # What was in stock.
-        return {'images_per_second': images_per_second(FLAGS.seconds),
-                'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0}
+        return {
+            'images_per_second': images_per_second(FLAGS.seconds),
+            'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        }
 
     rounds.serve(block, version=tf.__version__, first_batch_seconds=first_batch)
 
 
 # --- Training ----------------------------------------------------------------
 
+
 def measure_step():
-    if FLAGS.use_fp16 and devices.half_precision() != 'bfloat16':
+    if FLAGS.use_fp16 and devices.half_precision(FLAGS.use_fp16) != 'bfloat16':
         return rounds.serve(None, unavailable='no bfloat16 with this TensorFlow on this machine')
     build = (cifar10_multi_gpu_train if FLAGS.num_gpus > 1 else cifar10_train).build_step
     step = build(tf.train.get_or_create_global_step())
@@ -107,8 +110,10 @@ def measure_step():
             run(options=tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE), run_metadata=trace)
             microseconds += sum(
                 node.op_end_rel_micros - node.op_start_rel_micros
-                for device in trace.step_stats.dev_stats for node in device.node_stats
-                if 'average_gradients/' in node.node_name)
+                for device in trace.step_stats.dev_stats
+                for node in device.node_stats
+                if 'average_gradients/' in node.node_name
+            )
         return microseconds / 1e3 / TRACED_STEPS
 
     def block():
@@ -141,7 +146,7 @@ def measure_arithmetic():
     def block():
         session.run(product)
         seconds = seconds_for(lambda: session.run(product), PRODUCTS) / PRODUCTS
-        gflops = 2 * size ** 3 / 1e9 / seconds
+        gflops = 2 * size**3 / 1e9 / seconds
         return {'gflops': gflops, 'ms': 1e3 * arithmetic_gflop() / gflops}
 
     block()
@@ -150,19 +155,19 @@ def measure_arithmetic():
 
 # --- Evaluation --------------------------------------------------------------
 
+
 def measure_evaluation():
-    images, labels = cifar10.inputs(eval_data=True)
-    logits = cifar10.inference(images)
-    correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
-    summary_op = tf.summary.merge(tf.get_collection(tf.GraphKeys.SUMMARIES, 'summaries/'))
-    initialize = [tf.global_variables_initializer(), tf.local_variables_initializer()]
-    num_examples = cifar10_input.num_examples(True, cifar10.data_folder())
+    correct = cifar10_eval.correct_predictions()
+    cifar10.summarize_activations()
+    summary_op = tf.summary.merge_all()
+    initialize = tf.global_variables_initializer()
+    num_examples = cifar10_eval.num_examples()
 
     def block():
-        with tf.Session(config=devices.session_config()) as session:
+        with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             session.run(initialize)
             start = time.time()
-            cifar10_eval.count_correct(session, correct, summary_op, num_examples)
+            cifar10_eval.count_correct(session, correct, num_examples, summary_op)
             return {'images_per_second': num_examples / (time.time() - start)}
 
     block()
@@ -176,9 +181,13 @@ def main():
     if FLAGS.classic_input:
         cifar10_input.distorted_inputs = classic.distorted_inputs
     if FLAGS.builtin_gradient:
-        normalization.local_response_normalization = classic.local_response_normalization
-    {'input': measure_input, 'step': measure_step, 'evaluation': measure_evaluation,
-     'arithmetic': measure_arithmetic}[FLAGS.measure]()
+        cifar10.local_response_normalization = classic.local_response_normalization
+    {
+        'input': measure_input,
+        'step': measure_step,
+        'evaluation': measure_evaluation,
+        'arithmetic': measure_arithmetic,
+    }[FLAGS.measure]()
 
 
 if __name__ == '__main__':

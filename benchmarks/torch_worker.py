@@ -30,12 +30,21 @@ def build_network():
         return nn.MaxPool2d(3, stride=2, ceil_mode=True)  # TensorFlow's SAME.
 
     return nn.Sequential(
-        nn.Conv2d(3, 64, 5, padding=2), nn.ReLU(), pool(), normalize(),
-        nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), normalize(), pool(),
+        nn.Conv2d(3, 64, 5, padding=2),
+        nn.ReLU(),
+        pool(),
+        normalize(),
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.ReLU(),
+        normalize(),
+        pool(),
         nn.Flatten(),
-        nn.Linear(2304, 384), nn.ReLU(),
-        nn.Linear(384, 192), nn.ReLU(),
-        nn.Linear(192, 10))
+        nn.Linear(2304, 384),
+        nn.ReLU(),
+        nn.Linear(384, 192),
+        nn.ReLU(),
+        nn.Linear(192, 10),
+    )
 
 
 def main():
@@ -47,8 +56,9 @@ def main():
 
     parameters = dict(network.named_parameters())
     decayed = [parameters.pop('9.weight'), parameters.pop('11.weight')]
-    optimizer = torch.optim.SGD([{'params': decayed, 'weight_decay': 0.004},
-                                 {'params': parameters.values()}], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [{'params': decayed, 'weight_decay': 0.004}, {'params': parameters.values()}], lr=0.1
+    )
     averages = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
     criterion = nn.CrossEntropyLoss()
 

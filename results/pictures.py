@@ -15,11 +15,10 @@ import cifar10
 import cifar10_eval
 import cifar10_input
 import record
-from support import checkpoints
-from support import devices
-from support import script
+from support import checkpoints, devices, script
 
 import matplotlib
+
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +33,7 @@ def save(figure, name):
     path = os.path.join(FLAGS.record_dir, name)
     figure.savefig(path, dpi=100, bbox_inches='tight')
     plt.close(figure)
-    print('Saved %s.' % path, flush=True)
+    print(f'Saved {path}.', flush=True)
 
 
 def column(rows, name):
@@ -46,11 +45,21 @@ def draw_losses(rows):
     figure, axes = plt.subplots(figsize=(9, 4.5))
     steps = column(rows, 'step')
     for name, label in [('total_loss', 'total loss'), ('cross_entropy', 'cross entropy')]:
-        line, = axes.plot(steps, column(rows, name), label=label, linewidth=1, zorder=3)
-        axes.plot(steps, column(rows, name + ' (raw)'), color=line.get_color(), alpha=0.25,
-                  linewidth=0.5, label=label + ', last batch alone')
-    axes.plot(steps, column(rows, 'local3/weight_loss') + column(rows, 'local4/weight_loss'),
-              label='weight decay', linewidth=1)
+        (line,) = axes.plot(steps, column(rows, name), label=label, linewidth=1, zorder=3)
+        axes.plot(
+            steps,
+            column(rows, name + ' (raw)'),
+            color=line.get_color(),
+            alpha=0.25,
+            linewidth=0.5,
+            label=label + ', last batch alone',
+        )
+    axes.plot(
+        steps,
+        column(rows, 'local3/weight_loss') + column(rows, 'local4/weight_loss'),
+        label='weight decay',
+        linewidth=1,
+    )
     axes.set(xlabel='step', yscale='log')
     for set_formatter in axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter:
         set_formatter('{x:g}')
@@ -61,8 +70,10 @@ def draw_losses(rows):
 
 def draw_precision(rows):
     figure, axes = plt.subplots(figsize=(9, 4.5))
-    for name, label in [('precision', 'with moving averages'),
-                        ('precision without averages', 'without')]:
+    for name, label in [
+        ('precision', 'with moving averages'),
+        ('precision without averages', 'without'),
+    ]:
         axes.plot(column(rows, 'step'), column(rows, name), '.-', label=label)
     last = column(rows, 'precision')[-1]  # The climb of the first steps would hide the rest.
     axes.set(xlabel='step', ylabel='precision @ 1 on the test set', ylim=(last - 0.2, last + 0.02))
@@ -78,7 +89,7 @@ def predict(checkpoint):
       images: [10000, 32, 32, 3] uint8; labels: [10000]; probabilities: [10000, 10];
       filters: [5, 5, 3, 64] float32, the weights of conv1.
     """
-    path, = cifar10_input.data_files(True, cifar10.data_folder())
+    (path,) = cifar10_input.data_files(True, cifar10.data_folder())
     records = np.fromfile(path, np.uint8).reshape(-1, cifar10_input.RECORD_BYTES)
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     with tf.Graph().as_default():
@@ -86,10 +97,11 @@ def predict(checkpoint):
         cropped = tf.cast(cifar10_input.crop_center(batch), tf.float32)
         probabilities = tf.nn.softmax(cifar10.inference(cifar10_input.standardize(cropped)))
         variables = cifar10_eval.model_variables()
-        with tf.Session(config=devices.session_config()) as session:
-            cifar10_eval.restore(session, tf.train.Saver(variables), variables, checkpoint)
-            predicted = np.concatenate([session.run(probabilities, {batch: part})
-                                        for part in np.array_split(images, 20)])
+        with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
+            tf.train.Saver(variables).restore(session, checkpoint)
+            predicted = np.concatenate(
+                [session.run(probabilities, {batch: part}) for part in np.array_split(images, 20)]
+            )
             filters = session.run(variables['conv1/weights/ExponentialMovingAverage'])
     return images, records[:, 0], predicted, filters
 
@@ -101,10 +113,18 @@ def draw_confusion(labels, predicted):
     axes.imshow(np.sqrt(counts), cmap='Blues')
     for label, row in enumerate(counts):
         for prediction, count in enumerate(row):
-            axes.text(prediction, label, count, ha='center', va='center', fontsize=8,
-                      color='white' if count > counts.max() / 3 else 'black')
-    axes.set(xticks=range(10), yticks=range(10), yticklabels=CLASSES,
-             xlabel='predicted', ylabel='label')
+            axes.text(
+                prediction,
+                label,
+                count,
+                ha='center',
+                va='center',
+                fontsize=8,
+                color='white' if count > counts.max() / 3 else 'black',
+            )
+    axes.set(
+        xticks=range(10), yticks=range(10), yticklabels=CLASSES, xlabel='predicted', ylabel='label'
+    )
     axes.set_xticklabels(CLASSES, rotation=45, ha='right')
     save(figure, 'confusion.png')
 
@@ -133,19 +153,21 @@ def draw_errors(images, labels, probabilities):
     for axes, index in zip(all_axes.flat, np.argsort(truth)):
         guess = probabilities[index].argmax()
         axes.imshow(images[index])
-        axes.set_title('%s, taken\nfor %s: %.2f' % (
-            CLASSES[labels[index]], CLASSES[guess], probabilities[index, guess]), fontsize=8)
+        label = f'{CLASSES[labels[index]]}, taken\nfor {CLASSES[guess]}'
+        axes.set_title(f'{label}: {probabilities[index, guess]:.2f}', fontsize=8)
     figure.tight_layout()
     save(figure, 'errors.png')
 
 
 def main():
     cifar10.maybe_download_and_extract()
-    tables = [record.read_table(os.path.join(FLAGS.record_dir, name))
-              for name in ('losses.csv', 'checkpoints.csv')]
-    saved = checkpoints.checkpoints(FLAGS.record_dir)
+    tables = [
+        record.read_table(os.path.join(FLAGS.record_dir, name))
+        for name in ('losses.csv', 'checkpoints.csv')
+    ]
+    saved = checkpoints.paths(FLAGS.record_dir)
     if not all(tables) or not saved:
-        raise script.UserError('no record in %s; make one with record.py' % FLAGS.record_dir)
+        raise script.UserError(f'no record in {FLAGS.record_dir}; make one with record.py')
     draw_losses(tables[0])
     draw_precision(tables[1])
     images, labels, probabilities, filters = predict(saved[0])

@@ -1,9 +1,5 @@
-"""Finds, checks and keeps checkpoints."""
+"""Finds, checks and saves checkpoints: the files model.ckpt-STEP.* in a folder."""
 
-import collections
-import contextlib
-import errno
-import fcntl
 import os
 import re
 
@@ -12,49 +8,46 @@ from support import script
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-# What is in the folder counts, not the state file 'checkpoint': that may be
-# damaged or older than the files, or name a place from which they were moved.
 
-# `written` tells it from one of the same step that has replaced it.
-Checkpoint = collections.namedtuple('Checkpoint', ['step', 'path', 'written'])
-
-# What reading a checkpoint may raise: IndexError where 2.x finds a file too short.
-CHECKPOINT_ERRORS = (tf.errors.OpError, ValueError, IndexError)
+def step_of(path):
+    """The global step in a checkpoint's name; 0 for None."""
+    return int(path.rsplit('-', 1)[1]) if path else 0
 
 
-def checkpoints(folder):
-    """The Checkpoints in a folder, newest first; each path is what a tf.train.Saver takes."""
-    found = []
-    for name in os.listdir(folder) if os.path.isdir(folder) else []:
-        match = re.match(r'(model\.ckpt-([0-9]+))\.index$', name)
-        if match:
-            with contextlib.suppress(FileNotFoundError):  # A trainer has just removed it.
-                found.append(Checkpoint(int(match.group(2)), os.path.join(folder, match.group(1)),
-                                        os.lstat(os.path.join(folder, name)).st_mtime_ns))
-    return sorted(found, reverse=True)
+def paths(folder):
+    """The checkpoints in a folder, newest first, each as a tf.train.Saver takes it.
+
+    What is there counts, not what the state file `checkpoint` says: that may be older, or
+    name the place from which somebody has moved the files.
+    """
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    found = [
+        name[: -len('.index')] for name in names if re.match(r'model\.ckpt-[0-9]+\.index$', name)
+    ]
+    return [os.path.join(folder, name) for name in sorted(found, key=step_of, reverse=True)]
 
 
-def checkpoint_damage(path):
+def damage(path):
     """What makes a checkpoint unusable for any model, in words, or None.
 
-    Reads all of it, since it has checksums, and wants finite numbers.
+    Reads all of it, for the sake of the checksums, and wants finite numbers.
     """
     try:
         reader = tf.train.load_checkpoint(path)
         for name in sorted(reader.get_variable_to_shape_map()):
             value = reader.get_tensor(name)
             if value.dtype.kind == 'f' and not np.isfinite(value).all():
-                return '%s is not finite' % name
-    except CHECKPOINT_ERRORS as error:
-        return script.brief(error)
+                return f'{name} is not finite'
+    except (tf.errors.OpError, ValueError, IndexError) as error:  # IndexError: cut short, in 2.x.
+        return str(error)
     return None
 
 
-def checkpoint_misfit(path, variables):
+def misfit(path, variables):
     """How a readable checkpoint differs from the model, in words, or None.
 
     Args:
-      path: as in Checkpoint.
+      path: as in paths().
       variables: dict of name in the checkpoint -> tf.Variable.
     """
     reader = tf.train.load_checkpoint(path)
@@ -62,12 +55,106 @@ def checkpoint_misfit(path, variables):
     types = reader.get_variable_to_dtype_map()
     for name, variable in sorted(variables.items()):
         if name not in shapes:
-            return 'it has no variable %s' % name
-        there = (types[name].name, shapes[name])
-        here = (variable.dtype.base_dtype.name, variable.shape.as_list())
+            return f'it has no variable {name}'
+        there = f'{types[name].name} {shapes[name]}'
+        here = f'{variable.dtype.base_dtype.name} {variable.shape.as_list()}'
         if there != here:
-            return 'its variable %s is %s %s, not %s %s' % ((name,) + there + here)
+            return f'its variable {name} is {there}, not {here}'
     return None
+
+
+def newest(folder):
+    """The newest usable checkpoint, or None where there is no checkpoint at all.
+
+    Names those that it passes over.
+
+    Raises:
+      script.UserError: there are checkpoints, but none is usable.
+    """
+    found = paths(folder)
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path
+        print(f'Passing over {path}: {problem}', flush=True)
+    if found:
+        raise script.UserError(
+            f'no checkpoint in {folder} is usable; move them away, or choose another folder, to '
+            'start afresh'
+        )
+    return None
+
+
+def choose(path, max_to_keep):
+    """Has the next session restore this checkpoint: makes the state file name it.
+
+    Args:
+      path: as from newest(), of a checkpoint that fits the default graph.
+      max_to_keep: of the checkpoints up to this one, so many are listed in the state file as
+        well; 0: all. A Saver removes no others.
+
+    Raises:
+      script.UserError: it is a checkpoint of another model.
+    """
+    problem = misfit(path, {variable.op.name: variable for variable in tf.global_variables()})
+    if problem is not None:
+        raise script.UserError(
+            f'{path} does not fit this model: {problem}. Choose another --train_dir, or the code '
+            'that wrote it.'
+        )
+    folder = os.path.dirname(path)
+    found = paths(folder)
+    listed = [os.path.basename(each) for each in reversed(found[found.index(path) :])]
+    tf.train.update_checkpoint_state(os.path.abspath(folder), listed[-1], listed[-max_to_keep:])
+
+
+def diverged(what):
+    return script.UserError(
+        f'training diverged: {what}. Nothing that is not finite was saved; the last checkpoint '
+        'is good. Try a lower learning rate.'
+    )
+
+
+class Saver(tf.train.Saver):
+    """A tf.train.Saver that saves nothing but finite numbers, and says what it could not save."""
+
+    def __init__(self, max_to_keep):
+        super().__init__(max_to_keep=max_to_keep, save_relative_paths=True)
+        with tf.name_scope('finite'):
+            self._finite = {
+                variable.op.name: tf.reduce_all(tf.is_finite(variable))
+                for variable in tf.global_variables()
+                if variable.dtype.is_floating
+            }
+
+    def save(self, session, path, *args, **kwargs):
+        """As in tf.train.Saver.
+
+        Raises:
+          script.UserError: a variable isn't finite, or the file can't be written.
+        """
+        bad = [name for name, finite in session.run(self._finite).items() if not finite]
+        if bad:
+            raise diverged('not finite: ' + ', '.join(sorted(bad)))
+        try:
+            return super().save(session, path, *args, **kwargs)
+        except (tf.errors.OpError, OSError, ValueError) as error:
+            reason = re.search(r'.*; .*', str(error))  # Of many lines the one with 'PATH; REASON'.
+            raise script.UserError(
+                f'cannot save: {reason.group() if reason else error}. The checkpoints before it '
+                'are good; put that right, and the same command goes on from there.'
+            )
+
+
+def event_writer(folder):
+    """The tf.summary.FileWriter that TensorFlow's hooks use for a folder.
+
+    In 1.15 a full disk ends a writer's thread, and when its queue is full the run stands still.
+    With room in the queue it gets to the next checkpoint, and a failed save is an error.
+    """
+    writer = tf.summary.FileWriter(folder, max_queue=10000, flush_secs=10)
+    tf.summary.FileWriterCache._cache[folder] = writer
+    return writer
 
 
 def _finished_file(folder):
@@ -75,87 +162,21 @@ def _finished_file(folder):
 
 
 def mark_finished(folder, step):
-    """Notes for the evaluator that training ended at this step; with None, that it goes on."""
-    if step is not None:
-        with open(_finished_file(folder), 'w') as file:
-            file.write('%d\n' % step)
-    elif os.path.exists(_finished_file(folder)):
-        os.remove(_finished_file(folder))
+    """Tells the evaluator that training has reached its last step."""
+    with tf.io.gfile.GFile(_finished_file(folder), 'w') as file:
+        file.write(f'{step}\n')
+
+
+def clear_finished(folder):
+    """Tells the evaluator that training goes on."""
+    if tf.io.gfile.exists(_finished_file(folder)):
+        tf.io.gfile.remove(_finished_file(folder))
 
 
 def finished_step(folder):
-    """The step at which training ended because it was done, or None."""
+    """The last step of a training run that has reached it, or None."""
     try:
-        with open(_finished_file(folder)) as file:
+        with tf.io.gfile.GFile(_finished_file(folder)) as file:
             return int(file.read())
-    except (OSError, ValueError):
+    except (tf.errors.NotFoundError, ValueError):
         return None
-
-
-@contextlib.contextmanager
-def locked(folder):
-    """Holds the folder's lock, which goes with the process, however that ends.
-
-    Raises:
-      script.UserError: another trainer holds it, or the file system has no locks.
-    """
-    with open(os.path.join(folder, '.lock'), 'a') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise script.UserError('another trainer is at work in %s; wait for it, stop it, or '
-                                    'choose another --train_dir' % folder)
-        except OSError as error:
-            raise script.UserError('cannot lock %s, so that no other trainer works in it: %s'
-                                    % (folder, error.strerror))
-        yield
-
-
-def remove_leftovers(folder):
-    """Removes what a trainer left that was killed while it wrote a checkpoint."""
-    for name in os.listdir(folder):
-        if re.fullmatch(r'checkpoint\.tmp[0-9a-f]{32}|'
-                        r'model\.ckpt-[0-9]+\.(meta\.tmp[0-9a-f]{32}|'
-                        r'(index|data-[0-9]{5}-of-[0-9]{5})\.tempstate[0-9]+)', name):
-            os.remove(os.path.join(folder, name))
-
-
-def files_by_step(folder):
-    """Dict of step -> paths of its checkpoint's files, the index first; some may be missing."""
-    files = collections.defaultdict(list)
-    for name in sorted(os.listdir(folder), key=lambda name: not name.endswith('.index')):
-        match = re.fullmatch(r'model\.ckpt-([0-9]+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})', name)
-        if match:
-            files[int(match.group(1))].append(os.path.join(folder, name))
-    return files
-
-
-def flush_to_disk(paths):
-    """Returns once a power cut could not take the files away any more."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Not every file system can.
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def newest_checkpoint(folder):
-    """The newest usable Checkpoint, or None in a new folder. Names those it passes over.
-
-    Raises:
-      script.UserError: there are checkpoints, but none is usable.
-    """
-    found = checkpoints(folder)
-    for checkpoint in found:
-        damage = checkpoint_damage(checkpoint.path)
-        if damage is None:
-            return checkpoint
-        script.say('Passing over %s: %s' % (checkpoint.path, damage))
-    if found:
-        raise script.UserError('no checkpoint in %s is usable; move them away, or choose another '
-                                '--train_dir, to start afresh' % folder)
-    return None

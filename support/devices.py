@@ -5,12 +5,14 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-FLAGS = tf.flags.FLAGS
+# Trainer and evaluator can share a GPU: neither takes more of its memory than it needs.
+# TensorFlow reads this when it first uses the GPU, whichever session that is.
+os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')
 
 
-def half_precision():
+def half_precision(use_fp16):
     """What --use_fp16 means on this machine: 'float16', 'bfloat16' or None."""
-    if not FLAGS.use_fp16:
+    if not use_fp16:
         return None
     if tf.test.is_gpu_available(cuda_only=True, min_cuda_compute_capability=(7, 0)):
         return 'float16'
@@ -21,42 +23,34 @@ def half_precision():
 
 
 def _cpu_has_bfloat16():
-    try:
-        with open('/proc/cpuinfo') as cpuinfo:
-            return re.search(r'\b(avx512_bf16|amx_bf16)\b', cpuinfo.read()) is not None
-    except OSError:
+    if not os.path.exists('/proc/cpuinfo'):
         return False
+    with open('/proc/cpuinfo') as cpuinfo:
+        return re.search(r'\b(avx512_bf16|amx_bf16)\b', cpuinfo.read()) is not None
 
 
-def session_config(**kwargs):
-    """The tf.ConfigProto of all sessions here: ops move to where they can run.
-
-    Memory on a GPU is taken as needed, see cifar10_input.
-    """
-    config = tf.ConfigProto(allow_soft_placement=True, **kwargs)
-    if half_precision() == 'bfloat16':
+def session_config(use_fp16, log_device_placement=False):
+    """The tf.ConfigProto of every session here: ops move to where they can run."""
+    config = tf.ConfigProto(allow_soft_placement=True, log_device_placement=log_device_placement)
+    if half_precision(use_fp16) == 'bfloat16':
         options = config.graph_options.rewrite_options
         options.auto_mixed_precision_onednn_bfloat16 = options.ON
     return config
 
 
-def describe_devices():
-    """One line on where a session computes and in what precision."""
-    gpus = [device.name.split(':', 1)[1]
-            for device in tf.config.experimental.list_physical_devices('GPU')]
+def describe(use_fp16):
+    """One line on where a session computes, and why not on a GPU; and in what precision."""
+    gpus = tf.config.experimental.list_physical_devices('GPU')
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     if gpus:
-        where = ', '.join(gpus)
+        where = ', '.join(gpu.name.split(':', 1)[1] for gpu in gpus)
+    elif not tf.test.is_built_with_cuda():
+        where = 'the CPU (this TensorFlow is built without CUDA)'
+    elif visible is not None:
+        where = f'the CPU (CUDA_VISIBLE_DEVICES={visible})'
     else:
-        if not tf.test.is_built_with_cuda():
-            reason = 'this TensorFlow was built without CUDA'
-        elif not os.path.exists('/proc/driver/nvidia'):
-            reason = 'no NVIDIA driver here'
-        elif 'CUDA_VISIBLE_DEVICES' in os.environ:
-            reason = 'CUDA_VISIBLE_DEVICES=%s leaves none' % os.environ['CUDA_VISIBLE_DEVICES']
-        else:
-            reason = 'TensorFlow found no GPU that it can use; are its CUDA libraries installed?'
-        where = 'the CPU (no GPU: %s)' % reason
-    precision = half_precision() or 'float32'
-    if FLAGS.use_fp16 and precision == 'float32':
+        where = 'the CPU (no GPU found; TF_CPP_MIN_LOG_LEVEL=0 shows why)'
+    precision = half_precision(use_fp16) or 'float32'
+    if use_fp16 and precision == 'float32':
         precision += ' (--use_fp16: neither float16 nor bfloat16 is to be had here)'
-    return 'Running on %s with TensorFlow %s in %s.' % (where, tf.__version__, precision)
+    return f'Running on {where} with TensorFlow {tf.__version__} in {precision}.'

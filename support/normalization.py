@@ -2,13 +2,25 @@
 
 import tensorflow.compat.v1 as tf
 
+RADIUS = 4
+BIAS = 1.0
+ALPHA = 0.001 / 9.0
+BETA = 0.75
 
-def local_response_normalization(name, images):
-    """Divides each value by s ** 0.75, s = 1 + 0.001 / 9 * sum(neighbours ** 2).
 
-    The neighbours are the values of the same pixel in the up to 4 channels on
-    either side and in its own (section 3.3 of Krizhevsky et al., "ImageNet
-    Classification with Deep Convolutional Neural Networks", 2012).
+def _neighbourhood_sum(values):
+    """Sums each value of [n, height, width, channels] and those up to 4 channels away."""
+    channels = values.shape.as_list()[-1]
+    band = tf.matrix_band_part(tf.ones([channels, channels]), RADIUS, RADIUS)
+    return tf.reshape(tf.matmul(tf.reshape(values, [-1, channels]), band), tf.shape(values))
+
+
+def local_response_normalization(images, name=None):
+    """Divides each value by s ** 0.75, where s = 1 + 0.001 / 9 * sum(neighbours ** 2).
+
+    The neighbours of a value are those of the same pixel in its own channel and in up to 4
+    channels on either side (section 3.3 of Krizhevsky et al., "ImageNet Classification with
+    Deep Convolutional Neural Networks", 2012).
 
     TensorFlow's own gradient of this op is slow on CPUs. In closed form, with
     y = x * s ** -0.75, it is
@@ -23,24 +35,18 @@ def local_response_normalization(name, images):
     Returns:
       The same shape and type.
     """
-    radius, bias, alpha, beta = 4, 1.0, 0.001 / 9.0, 0.75
-    channels = images.shape.as_list()[-1]
-
-    def neighbourhood_sum(values):
-        band = tf.matrix_band_part(tf.ones([channels, channels]), radius, radius)
-        sums = tf.matmul(tf.reshape(values, [-1, channels]), band)
-        return tf.reshape(sums, tf.shape(values))
 
     @tf.custom_gradient
     def normalize(x):
-        y = tf.nn.local_response_normalization(x, radius, bias, alpha, beta)
+        y = tf.nn.local_response_normalization(x, RADIUS, BIAS, ALPHA, BETA)
 
         def gradient(dy):
-            root = tf.rsqrt(bias + alpha * neighbourhood_sum(tf.square(x)))  # s ** -0.5
+            root = tf.rsqrt(BIAS + ALPHA * _neighbourhood_sum(tf.square(x)))  # s ** -0.5
             scale = root * tf.sqrt(root)  # s ** -0.75, several times as fast as a power.
-            return (dy * scale -
-                    2 * alpha * beta * x * neighbourhood_sum(dy * y * tf.square(root)))
+            tail = _neighbourhood_sum(dy * y * tf.square(root))
+            return dy * scale - 2 * ALPHA * BETA * x * tail
+
         return y, gradient
 
-    with tf.name_scope(name):
+    with tf.name_scope(name, 'norm'):
         return normalize(images)

@@ -1,4 +1,4 @@
-/* Kills the process at step KILL_AT of writing its first checkpoint; tests/kills.py uses it.
+/* Kills the process at step KILL_AT of writing its first checkpoint; kills.py uses it.
 
    cc -shared -fPIC -o kill_at.so kill_at.c -ldl
    LD_PRELOAD=./kill_at.so KILL_LOG=steps.log KILL_AT=7 python cifar10_train.py

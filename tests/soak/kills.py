@@ -1,7 +1,7 @@
 """Kills trainers with SIGKILL, resumes them, and checks that nothing is lost.
 
     python tests/soak/kills.py            as below, half an hour
-    python tests/soak/kills.py --quick    few kills and steps, a few minutes
+    python tests/soak/kills.py --quick    few kills and steps, a minute
 
 First it kills at each step of writing a checkpoint: whenever a file is about to be
 opened, written to, closed, renamed or removed (kill_at.c; needs Linux and cc).
@@ -28,48 +28,48 @@ import time
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))
 
-import cifar10_test
-from support import checkpoints
-from support import dataset
+from tests import harness, reference
+
+import tensorflow.compat.v1 as tf
 
 SAVE_SECS = 3
-SLACK_SECS = 2      # A step, a save, and a machine that does other things as well.
+SLACK_SECS = 2  # A step, a save, and a machine that does other things as well.
 COMPARED_STEPS = 20
-LOSS_JUMP = 0.4     # Between means of 20 batches; initial weights would be worse by more.
+LOSS_JUMP = 0.4  # Between means of 20 batches; initial weights would be worse by more.
 
 
-started = []
-
-
-class Failure(Exception):
+class LostError(Exception):
     """What has been lost."""
 
 
-def expect(condition, what, *details):
+def expect(condition, what):
     if not condition:
-        raise Failure(what % details)
+        raise LostError(what)
 
 
-def run_script(scratch, name, *flags, **environment):
-    """Starts a script with its output in `scratch`. Returns a cifar10_test.Script."""
-    script = cifar10_test.start_script(
-        os.path.join(scratch, str(len(started))), name, flags,
-        dict(cifar10_test.script_environment(), **environment))
-    started.append(script)
-    return script
+def is_usable(path):
+    """Can every variable be read? TensorFlow looks at the checksums."""
+    try:
+        return sorted(reference.read_checkpoint(path)) == reference.CHECKPOINT_NAMES
+    except (tf.errors.OpError, ValueError, IndexError):
+        return False
 
 
 def newest_step(train_dir):
-    found = checkpoints.checkpoints(train_dir)
-    return found[0].step if found else 0
+    """The step of the newest usable checkpoint, 0 without any."""
+    names = os.listdir(train_dir) if os.path.isdir(train_dir) else []
+    steps = [re.match(r'model\.ckpt-(\d+)\.index$', name) for name in names]
+    for step in sorted((int(step.group(1)) for step in steps if step), reverse=True):
+        if is_usable(os.path.join(train_dir, f'model.ckpt-{step}')):
+            return step
+    return 0
 
 
-def log_of(script):
-    """List of (step, loss, time) from the lines of a trainer."""
-    lines = re.findall(r'^(\S+ \S+): step (\d+), loss = (\S+) ', script.stdout, re.MULTILINE)
-    return [(int(step), float(loss),
-             datetime.datetime.strptime(when, '%Y-%m-%d %H:%M:%S.%f').timestamp())
-            for when, step, loss in lines]
+def check_listed(train_dir, when):
+    """Expects the state file to name two checkpoints or more, all of them usable."""
+    state = tf.train.get_checkpoint_state(train_dir)
+    usable = [is_usable(path) for path in state.all_model_checkpoint_paths]
+    expect(len(usable) >= 2 and all(usable), f'{when}: usable are {usable} of\n{state}')
 
 
 def resumed_step(script):
@@ -78,23 +78,85 @@ def resumed_step(script):
     return match and int(match.group(1))
 
 
-def precision(scratch, data_dir, train_dir):
-    """The precision of the newest checkpoint."""
-    script = run_script(scratch, 'cifar10_eval.py', '--run_once', '--data_dir=' + data_dir,
-                        '--checkpoint_dir=' + train_dir, '--eval_dir=' + train_dir + '-eval')
-    expect(script.wait() == 0, 'the evaluator failed:\n%s', script.stderr)
-    return float(re.search(r'precision @ 1 = (\S+)', script.stdout).group(1))
+def output(script):
+    return script.stdout + script.stderr
+
+
+# --- At each step of saving --------------------------------------------------
+
+
+def kill_while_saving(scratch, stride):
+    """Kills at every `stride`-th step of writing. Returns a line on what was seen."""
+    data_dir, train_dir = os.path.join(scratch, 'data'), os.path.join(scratch, 'staged')
+    log_path, library = os.path.join(scratch, 'steps.log'), os.path.join(scratch, 'kill_at.so')
+    subprocess.check_call(
+        ['cc', '-shared', '-fPIC', '-o', library, os.path.join(FOLDER, 'kill_at.c'), '-ldl']
+    )
+    reference.write_data(data_dir, reference.rectangle_images(340), [0] * 340, test_images=40)
+    os.environ['LD_PRELOAD'] = library
+    start = harness.Starter(scratch)
+    del os.environ['LD_PRELOAD']
+
+    def train(kill_at):
+        """A trainer that does one step on a tiny batch and saves. Returns it and its log."""
+        script = start(
+            harness.TRAIN,
+            '--train_dir=' + train_dir,
+            '--data_dir=' + data_dir,
+            '--batch_size=8',
+            '--max_to_keep=2',
+            f'--max_steps={newest_step(train_dir) + 1}',
+            before=f'import os; os.environ.update(KILL_LOG={log_path!r}, KILL_AT="{kill_at}")',
+        )
+        script.wait()
+        steps = harness.read(log_path).splitlines()
+        os.remove(log_path)
+        return script, steps
+
+    try:
+        for _ in range(3):
+            script, steps = train(kill_at=0)
+            expect(script.status() == 0, f'it failed:\n{output(script)}')
+        for verb in 'open', 'write', 'close', 'rename', 'remove':
+            expect(any(step.split()[1] == verb for step in steps), f'no {verb} seen: {steps}')
+        for number in range(1, len(steps) + 1, stride):
+            before = newest_step(train_dir)
+            script, done = train(kill_at=number)
+            when = f'killed at step {done[-1]}'
+            expect(script.status() == -9, f'{when}: status {script.status()}:\n{output(script)}')
+            expect(resumed_step(script) == before, f'it did not go on from {before}')
+            check_listed(train_dir, when)
+            print(f'{when}; newest {before} -> {newest_step(train_dir)}', flush=True)
+        before = newest_step(train_dir)
+        script, _ = train(kill_at=0)
+        expect(script.status() == 0, f'it failed:\n{output(script)}')
+        expect(newest_step(train_dir) == before + 1, f'no checkpoint of step {before + 1}')
+    finally:
+        start.end()
+    return f'killed at {len(range(0, len(steps), stride))} of the {len(steps)} steps of saving'
+
+
+# --- At random moments -------------------------------------------------------
+
+
+def log_of(script):
+    """List of (step, loss, time) from the lines of a trainer."""
+    lines = re.findall(r'^(\S+ \S+): step (\d+), loss = (\S+) ', script.stdout, re.MULTILINE)
+    parse = datetime.datetime.strptime
+    return [
+        (int(step), float(loss), parse(when, '%Y-%m-%d %H:%M:%S.%f').timestamp())
+        for when, step, loss in lines
+    ]
 
 
 class Witness:
-    """Compares what the lives of one run say with what the lives before have said."""
+    """Compares what a life of a run says with what the lives before have said."""
 
     def __init__(self):
-        self.losses = {}      # Step -> (loss, time) as last logged.
+        self.seen = {}  # Step -> (loss, time) as last logged.
         self.killed_at = None
-        self.newest = 0       # The newest checkpoint after the last kill.
-        self.lost_secs = []
-        self.jumps = []
+        self.newest = 0  # The newest checkpoint after the last kill.
+        self.lost_secs, self.jumps = [0], [0]
 
     def check(self, script, killed_at, newest):
         """Takes down a life that has ended, and the newest checkpoint after it.
@@ -104,144 +166,101 @@ class Witness:
         log, start = log_of(script), resumed_step(script)
         expected, self.newest = self.newest, newest
         if start is None and not log:
-            return 'killed before it had resumed'
+            return 'before it had resumed'
         start = start or 0
-        expect(start == expected, 'it went on from step %d, not from the checkpoint of step %d',
-               start, expected)
-        told = 'resumed at step %d' % start
-        if start in self.losses:  # Then this step had been done before the kill, and was lost.
-            lost = self.killed_at - self.losses[start][1]
-            expect(lost <= SAVE_SECS + SLACK_SECS, 'the work of %.1f s was lost', lost)
+        expect(start == expected, f'it went on from step {start}, not from {expected}')
+        if start in self.seen:  # Then this step had been done before the kill, and was lost.
+            lost = self.killed_at - self.seen[start][1]
+            expect(lost <= SAVE_SECS + SLACK_SECS, f'the work of {lost:.1f} s was lost')
             self.lost_secs.append(lost)
-            told += ', %.1f s lost' % lost
-        before = [self.losses[step][0] for step in range(start - COMPARED_STEPS, start)
-                  if step in self.losses]
+        before = range(start - COMPARED_STEPS, start)
+        before = [self.seen[step][0] for step in before if step in self.seen]
         after = [loss for _, loss, _ in log[:COMPARED_STEPS]]
         if min(len(before), len(after)) >= COMPARED_STEPS // 2:
             jump = statistics.mean(after) - statistics.mean(before)
-            expect(abs(jump) < LOSS_JUMP, 'the loss jumped by %.2f at step %d', jump, start)
-            self.jumps.append(jump)
-            told += ', loss %+.2f' % jump
+            expect(abs(jump) < LOSS_JUMP, f'the loss jumped by {jump:.2f} at step {start}')
+            self.jumps.append(abs(jump))
         # What lies behind the checkpoint has been done anew or not at all.
-        self.losses = {step: seen for step, seen in self.losses.items() if step < start}
-        self.losses.update((step, (loss, when)) for step, loss, when in log)
+        self.seen = {step: seen for step, seen in self.seen.items() if step < start}
+        self.seen.update((step, (loss, when)) for step, loss, when in log)
         self.killed_at = killed_at
-        return told + (', ended at step %d' % (log[-1][0] + 1) if log else '')
+        return f'from step {start} to {log[-1][0] + 1 if log else start}'
 
 
-def kill_at_random(scratch, data_dir, kills, more_steps, tolerance):
+def kill_at_random(scratch, data_dir, kills, more_steps, num_examples, tolerance):
     """Kills, then trains so many steps more. Returns a line on what was seen."""
-    dataset.maybe_download_and_extract(data_dir)
-    disturbed_dir, undisturbed_dir = (os.path.join(scratch, name)
-                                      for name in ('disturbed', 'undisturbed'))
+    start = harness.Starter(scratch)
+    disturbed_dir, undisturbed_dir = (os.path.join(scratch, name) for name in ('killed', 'left'))
 
     def train(train_dir, *flags):
-        return run_script(scratch, 'cifar10_train.py', '--train_dir=' + train_dir,
-                          '--data_dir=' + data_dir, '--log_frequency=1',
-                          '--save_checkpoint_secs=%d' % SAVE_SECS, *flags)
+        flags = ['--train_dir=' + train_dir, '--data_dir=' + data_dir, *flags]
+        return start(
+            harness.TRAIN, *flags, '--log_frequency=1', f'--save_checkpoint_secs={SAVE_SECS}'
+        )
 
-    script = train(disturbed_dir)
-    start = time.time()
-    script.wait_for('step 1,')
-    longest = 2.5 * (time.time() - start)  # So that most of the kills come after the start.
+    def precision(train_dir, max_steps):
+        """Trains to the end and evaluates."""
+        script = train(train_dir, f'--max_steps={max_steps}')
+        expect(script.wait(3600) == 0, f'the last run failed:\n{output(script)}')
+        expect(newest_step(train_dir) == max_steps, f'it ended at {newest_step(train_dir)}')
+        script = start(
+            harness.EVAL,
+            '--run_once',
+            f'--num_examples={num_examples}',
+            '--data_dir=' + data_dir,
+            '--checkpoint_dir=' + train_dir,
+            f'--eval_dir={train_dir}-eval',
+        )
+        expect(script.wait() == 0, f'the evaluator failed:\n{output(script)}')
+        return float(re.search(r'precision @ 1 = (\S+)', script.stdout).group(1))
 
-    witness, chance = Witness(), random.Random(0)
-    for kill in range(1, kills + 1):
-        time.sleep(chance.uniform(0, longest))
-        expect(script.status() is None, 'it ended by itself:\n%s%s', script.stdout, script.stderr)
-        script.kill()
-        print('kill %d: %s' % (kill, witness.check(script, time.time(),
-                                                   newest_step(disturbed_dir))), flush=True)
+    try:
         script = train(disturbed_dir)
-    script.kill()
-    max_steps = newest_step(disturbed_dir) + more_steps
-    script = train(disturbed_dir, '--max_steps=%d' % max_steps)
-    expect(script.wait(3600) == 0, 'the last run failed:\n%s', script.stderr)
-    expect(newest_step(disturbed_dir) == max_steps, 'it ended at %d', newest_step(disturbed_dir))
-    expect(len(checkpoints.checkpoints(disturbed_dir)) <= 5, 'the old checkpoints were not removed')
-    left = [name for name in os.listdir(disturbed_dir) if re.search('temp|tmp', name)]
-    expect(not left, 'left lying about: %s', left)
-    disturbed = precision(scratch, data_dir, disturbed_dir)
-
-    script = train(undisturbed_dir, '--max_steps=%d' % max_steps)
-    expect(script.wait(3600) == 0, 'the undisturbed run failed:\n%s', script.stderr)
-    undisturbed = precision(scratch, data_dir, undisturbed_dir)
-    expect(disturbed > undisturbed - tolerance, 'precision %.3f instead of %.3f',
-           disturbed, undisturbed)
-    return ('%d random kills: at most %.1f s of work lost at a time (%d s between checkpoints), '
-            'the loss never jumped by more than %.2f; precision @ 1 after %d steps %.3f, '
-            'undisturbed %.3f' % (kills, max(witness.lost_secs or [0]), SAVE_SECS,
-                                  max(map(abs, witness.jumps or [0])), max_steps, disturbed,
-                                  undisturbed))
-
-
-def kill_while_saving(scratch, stride):
-    """Kills at every `stride`-th step of writing. Returns a line on what was seen."""
-    data_dir, train_dir = os.path.join(scratch, 'data'), os.path.join(scratch, 'staged')
-    log_path, library = os.path.join(scratch, 'steps.log'), os.path.join(scratch, 'kill_at.so')
-    subprocess.check_call(['cc', '-shared', '-fPIC', '-o', library,
-                           os.path.join(FOLDER, 'kill_at.c'), '-ldl'])
-    cifar10_test.write_data(data_dir, cifar10_test.rectangle_images(340), [0] * 340)
-
-    def train(**environment):
-        """A trainer that does one step on a tiny batch and saves."""
-        script = run_script(
-            scratch, 'cifar10_train.py', '--train_dir=' + train_dir, '--data_dir=' + data_dir,
-            '--batch_size=8', '--max_to_keep=2', '--max_steps=%d' % (newest_step(train_dir) + 1),
-            **environment)
-        return script.wait(), script
-
-    def read_log():
-        with open(log_path) as file:
-            lines = file.read().splitlines()
-        os.remove(log_path)
-        return lines
-
-    train()
-    train()
-    status, script = train(LD_PRELOAD=library, KILL_LOG=log_path)
-    expect(status == 0, 'it failed:\n%s', script.stderr)
-    steps = read_log()
-    for verb in 'open', 'write', 'close', 'rename', 'remove':
-        expect(any(step.split()[1] == verb for step in steps), 'no %s seen: %s', verb, steps)
-    for number in range(1, len(steps) + 1, stride):
-        before = newest_step(train_dir)
-        status, script = train(LD_PRELOAD=library, KILL_LOG=log_path, KILL_AT=str(number))
-        expect(status == -9, 'status %d at step %d:\n%s', status, number, script.stderr)
-        expect(resumed_step(script) == before, 'resumed at %s, not at %d',
-               resumed_step(script), before)
-        damage = [checkpoints.checkpoint_damage(each.path) for each in checkpoints.checkpoints(train_dir)]
-        expect(len(damage) >= 2 and not any(damage), 'after %s: %s', steps[number - 1], damage)
-        print('killed at step %s; newest %d -> %d' % (
-            read_log()[-1], before, newest_step(train_dir)), flush=True)
-    for _ in range(2):
-        status, script = train()
-        expect(status == 0 and 'Passing over' not in script.stdout, 'it failed:\n%s%s',
-               script.stdout, script.stderr)
-    names = sorted(name for name in os.listdir(train_dir) if re.match('model|checkpoint', name))
-    expect(len(names) == 7, 'left lying about: %s', names)
-    return 'killed at %d of the %d steps of writing a checkpoint: every checkpoint was usable' % (
-        len(range(1, len(steps) + 1, stride)), len(steps))
+        begin = time.time()
+        script.wait_for('step 1,')
+        longest = 2.5 * (time.time() - begin)  # So that most of the kills come after the start.
+        witness, chance = Witness(), random.Random(0)
+        for kill in range(1, kills + 1):
+            time.sleep(chance.uniform(0, longest))
+            expect(script.status() is None, f'it ended by itself:\n{output(script)}')
+            script.kill()
+            told = witness.check(script, time.time(), newest_step(disturbed_dir))
+            print(f'kill {kill}: {told}', flush=True)
+            script = train(disturbed_dir)
+        script.kill()
+        max_steps = newest_step(disturbed_dir) + more_steps
+        disturbed = precision(disturbed_dir, max_steps)
+        undisturbed = precision(undisturbed_dir, max_steps)
+    finally:
+        start.end()
+    seen = f'precision {disturbed:.3f} after {max_steps} steps, undisturbed {undisturbed:.3f}'
+    expect(disturbed > undisturbed - tolerance, seen)
+    return (
+        f'{kills} random kills: at most {max(witness.lost_secs):.1f} s of work lost at a time '
+        f'({SAVE_SECS} s between checkpoints), the loss jumped by {max(witness.jumps):.2f} at '
+        f'most; {seen}'
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='as for the scripts')
     parser.add_argument('--quick', action='store_true', help='fewer kills and steps')
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory() as scratch:
+    stride, at_random = 1, dict(kills=50, more_steps=500, num_examples=10000, tolerance=0.03)
+    if args.quick:
+        stride, at_random = 12, dict(kills=3, more_steps=30, num_examples=2000, tolerance=0.1)
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         try:
-            reports = [kill_while_saving(scratch, stride=8 if args.quick else 1)]
-            reports.append(kill_at_random(scratch, args.data_dir, 4, 50, tolerance=0.1)
-                           if args.quick else
-                           kill_at_random(scratch, args.data_dir, 50, 500, tolerance=0.03))
-        except Failure as failure:
-            sys.exit('kills.py: LOST: %s' % failure)
-        finally:
-            for script in started:
-                script.kill()
+            reports = [
+                kill_while_saving(first, stride),
+                kill_at_random(second, args.data_dir, **at_random),
+            ]
+        except LostError as error:
+            sys.exit(f'kills.py: LOST: {error}')
     print('\n'.join(reports))
 
 

@@ -1,0 +1,82 @@
+"""Tests of what one generation of TensorFlow does with the other's checkpoints."""
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from tests import harness
+from tests import reference
+
+OTHER = os.path.join(harness.FOLDER, '.venv', 'tf2' if tf.__version__.startswith('1.') else 'tf1')
+pytestmark = pytest.mark.skipif(
+    not os.path.exists(os.path.join(OTHER, 'ready')),
+    reason='the other generation of TensorFlow is not in .venv',
+)
+
+
+def run_other(name, *flags):
+    """Runs a script under the other generation. Returns its lines, without the first."""
+    result = subprocess.run(
+        [os.path.join(OTHER, 'bin', 'python'), os.path.join(harness.FOLDER, name), *flags],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=harness.script_environment(),
+        timeout=harness.TIMEOUT,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    there = re.search(r'with TensorFlow (\d)\.', lines[0]).group(1)
+    assert there != tf.__version__[0]
+    return lines[1:]
+
+
+def test_the_other_generation_evaluates_a_checkpoint_of_this_one(known, tmp_path):
+    values = reference.checkpoint_values(12, {}, known.variables)
+    path = reference.write_checkpoint(tmp_path, 12, values)
+    lines = run_other(
+        harness.EVAL,
+        '--run_once',
+        '--data_dir=' + known.data_dir,
+        f'--checkpoint_dir={tmp_path}',
+        f'--eval_dir={tmp_path}/eval',
+    )
+    assert lines[0] == f'Evaluating {path} on 40 images.'
+    assert lines[1].endswith('precision @ 1 = 0.575')  # 23 of 40.
+
+
+def test_the_other_generation_goes_on_training_from_a_checkpoint_of_this_one(
+    life, data_dir, tmp_path
+):
+    step = life.finished_at
+    for path in glob.glob(f'{life.train_dir}/model.ckpt-{step}.*'):
+        shutil.copy(path, str(tmp_path))
+    checkpoint = f'{tmp_path}/model.ckpt-{step}'
+    lines = run_other(
+        harness.TRAIN,
+        '--batch_size=8',
+        '--data_dir=' + data_dir,
+        f'--train_dir={tmp_path}',
+        f'--max_steps={step + 1}',
+        '--log_frequency=1',
+    )
+    assert f'Resuming from {checkpoint}.' in lines
+    assert f': step {step}, loss' in lines[-2]
+    before = reference.read_checkpoint(checkpoint)
+    after = reference.read_checkpoint(f'{tmp_path}/model.ckpt-{step + 1}')
+    assert sorted(after) == reference.CHECKPOINT_NAMES
+    assert after['global_step'] == step + 1
+    # One step: where the variables and their averages have come from shows in the new averages.
+    decay = (1 + step + 1) / (10 + step + 1)
+    for name in reference.MODEL:
+        average = name + reference.AVERAGE
+        assert not np.array_equal(after[name], before[name])
+        assert np.abs(after[name] - before[name]).max() < 1
+        expected = decay * before[average] + (1 - decay) * after[name]
+        np.testing.assert_allclose(after[average], expected, rtol=1e-4, atol=1e-6)
