@@ -238,7 +238,10 @@ def draw(results, path):
                 middle,
                 marker='o',
                 capsize=3,
-                yerr=[[m - l for m, l in zip(middle, low)], [h - m for m, h in zip(middle, high)]],
+                yerr=[
+                    [mid - bottom for mid, bottom in zip(middle, low)],
+                    [top - mid for mid, top in zip(middle, high)],
+                ],
                 label='TensorFlow ' + samples[xs[0]]['version'][0],
             )
         axis.set_xscale('log', base=2)

@@ -5,7 +5,8 @@
 
 Processes that are compared run at the same time and measure in turn, see rounds.py.
 The samples go into benchmarks/results.json, and report.py makes the table
-and the picture of docs/performance.md from them. Needs an otherwise idle machine, and any Python 3.7 or newer.
+and the picture of docs/performance.md from them. Needs an otherwise idle machine, and any
+Python 3.7 or newer.
 """
 
 import argparse
