@@ -88,8 +88,8 @@ FORCE:
 PACKAGES_cuda     = -r requirements.txt 'tensorflow[and-cuda]'
 PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1'
 PACKAGES_pictures = 'matplotlib>=3.5'
-$(ENV)/cuda: | $(ENV)/ready
-$(ENV)/tests $(ENV)/pictures: | $(READY)
+$(ENV)/cuda: $(ENV)/ready
+$(ENV)/tests $(ENV)/pictures: $(READY)
 $(ENV)/cuda $(ENV)/tests $(ENV)/pictures:
 	@echo 'Adding what is needed for $(@F) ...'
 	@$(pip_install) $(PACKAGES_$(@F)) && touch $@

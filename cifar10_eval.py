@@ -74,7 +74,10 @@ def count_correct(session, correct, num_examples, summary_op):
     Raises:
       script.UserError: the input ended early.
     """
-    session.run(tf.local_variables_initializer())
+    start_over = tf.train.Scaffold.get_or_default(  # Made once for the graph.
+        'local_init_op', tf.GraphKeys.LOCAL_INIT_OP, tf.local_variables_initializer
+    )
+    session.run(start_over)
     coordinator = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(session, coordinator)
     is_correct, summary = np.empty(0, bool), None
@@ -96,12 +99,12 @@ def count_correct(session, correct, num_examples, summary_op):
 
 
 def checkpoints_to_evaluate():
-    """Yields the newest checkpoint and, unless --run_once, on and on what is the newest by then.
+    """Yields the newest checkpoint; without --run_once, again whenever there is a newer one.
 
-    At most one in --eval_interval_secs, and to the end of training.
+    At most one in --eval_interval_secs, and up to the end of training.
 
     Raises:
-      script.UserError: with --run_once, there is none.
+      script.UserError: with --run_once, there is none; without, the state file is of no use.
     """
     if FLAGS.run_once:
         path = checkpoints.newest(FLAGS.checkpoint_dir)
@@ -109,6 +112,14 @@ def checkpoints_to_evaluate():
             raise script.UserError(f'--checkpoint_dir: no checkpoint in {FLAGS.checkpoint_dir}')
         yield path
         return
+    state = tf.train.get_checkpoint_state(FLAGS.checkpoint_dir)
+    if checkpoints.paths(FLAGS.checkpoint_dir) and not (
+        state and tf.train.checkpoint_exists(state.model_checkpoint_path)
+    ):
+        raise script.UserError(
+            f'{FLAGS.checkpoint_dir}/checkpoint names no checkpoint that is there, as in a folder '
+            'that was moved. --run_once evaluates the newest one.'
+        )
     print(f'Evaluating checkpoints in {FLAGS.checkpoint_dir} as they come.', flush=True)
     step = None
 

@@ -21,12 +21,16 @@ then the red, the green and the blue plane of 32 rows of 32 bytes each
 """
 
 import collections
-import ctypes.util
+import ctypes
 import os
 
 # Without an NVIDIA driver, TensorFlow need not tell that it misses one. Version 2 reads this
 # while it is imported: who imports it before this module gets some lines more.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2' if ctypes.util.find_library('cuda') else '3')
+try:
+    ctypes.CDLL('libcuda.so.1')
+except OSError:
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 import tensorflow.compat.v1 as tf
 

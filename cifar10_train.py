@@ -12,6 +12,7 @@ the run after the current step and a last checkpoint; the same command resumes i
 import collections
 from datetime import datetime
 import os
+import re
 import signal
 import time
 
@@ -28,6 +29,11 @@ tf.flags.DEFINE_bool('log_device_placement', False, 'Log on which device each op
 tf.flags.DEFINE_integer('log_frequency', 10, 'Steps between two lines of the log.', lower_bound=1)
 tf.flags.DEFINE_integer('save_checkpoint_secs', 120, 'Seconds between checkpoints.', lower_bound=1)
 tf.flags.DEFINE_integer('max_to_keep', 5, 'Newest checkpoints to keep; 0: all.', lower_bound=0)
+tf.flags.register_validator(
+    'train_dir',
+    lambda folder: not re.search(r'[\[\\]|//$', folder),
+    message='TensorFlow saves below such a path, but does not find it again',
+)
 tf.flags.adopt_module_key_flags(cifar10)
 
 SUMMARY_STEPS = 100
@@ -67,7 +73,6 @@ def train_until_signal(build, signals):
     print(devices.describe(FLAGS.use_fp16), flush=True)
     if checkpoint:
         print(f'Resuming from {checkpoint}.', flush=True)
-    checkpoints.clear_finished(FLAGS.train_dir)
 
     with tf.Graph().as_default():
         with tf.device('/cpu:0'):
@@ -75,6 +80,7 @@ def train_until_signal(build, signals):
         step = build(global_step)
         if checkpoint:
             checkpoints.choose(checkpoint, FLAGS.max_to_keep)
+        checkpoints.clear_finished(FLAGS.train_dir)
         done = run_steps(step, global_step, checkpoint, signals)
 
     saved = tf.train.latest_checkpoint(FLAGS.train_dir)
@@ -112,9 +118,8 @@ def run_steps(step, global_step, checkpoint, signals):
             _, loss, done = session.run([step.train_op, step.loss, steps_done])
             if not np.isfinite(loss):
                 raise checkpoints.diverged(f'the loss of step {before} is {loss}')
-            if (
-                before % FLAGS.log_frequency == 0 and done > before
-            ):  # In float16 one may be skipped.
+            # In float16 a step may be skipped: no line for it.
+            if before % FLAGS.log_frequency == 0 and done > before:
                 now = time.monotonic()
                 seconds = (now - logged_at) / (done - logged)
                 logged, logged_at = done, now
@@ -123,6 +128,8 @@ def run_steps(step, global_step, checkpoint, signals):
                     f'({step.num_images / seconds:.1f} examples/sec; {seconds:.3f} sec/batch)',
                     flush=True,
                 )
+    if done < FLAGS.max_steps and not signals:  # To the session, this is a normal end.
+        raise RuntimeError(f'the input ended at step {done}')
     return done
 
 
@@ -133,7 +140,7 @@ def open_session(checkpoint):
     called before and after each run, save checkpoints and write summaries.
     """
     config = devices.session_config(FLAGS.use_fp16, FLAGS.log_device_placement)
-    scaffold = tf.train.Scaffold(saver=checkpoints.Saver(FLAGS.max_to_keep))
+    scaffold = tf.train.Scaffold(saver=checkpoints.Saver(FLAGS.max_to_keep, checkpoint))
     writer = checkpoints.event_writer(FLAGS.train_dir)
     save = tf.train.CheckpointSaverHook(
         FLAGS.train_dir, save_secs=FLAGS.save_checkpoint_secs, scaffold=scaffold

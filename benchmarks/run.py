@@ -25,6 +25,9 @@ import rounds
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 
+GET_DATA = (
+    'import cifar10; from support import script; script.run(cifar10.maybe_download_and_extract)'
+)
 RECORDS_PER_READ = [1, 16, 64, 256]
 THREADS = [1, 4, 16]
 BATCH_SIZES = [32, 64, 128, 256, 512]
@@ -171,7 +174,7 @@ def main():
     if not generations:
         sys.exit('run.py: no TensorFlow; name its Python with --tf1 or --tf2')
     subprocess.check_call(
-        [pythons[generations[0]], '-m', 'support.dataset', '--data_dir=' + args.data_dir], cwd=ROOT
+        [pythons[generations[0]], '-c', GET_DATA, '--data_dir=' + args.data_dir], cwd=ROOT
     )
 
     results = {'machine': machine()}

@@ -109,6 +109,7 @@ def choose(path, max_to_keep):
 
 
 def diverged(what):
+    """The UserError for a run that has become useless."""
     return script.UserError(
         f'training diverged: {what}. Nothing that is not finite was saved; the last checkpoint '
         'is good. Try a lower learning rate.'
@@ -118,8 +119,10 @@ def diverged(what):
 class Saver(tf.train.Saver):
     """A tf.train.Saver that saves nothing but finite numbers, and says what it could not save."""
 
-    def __init__(self, max_to_keep):
+    def __init__(self, max_to_keep, resumed=None):
+        """With the path of the checkpoint that training goes on from, which is left as it is."""
         super().__init__(max_to_keep=max_to_keep, save_relative_paths=True)
+        self._resumed = resumed
         with tf.name_scope('finite'):
             self._finite = {
                 variable.op.name: tf.reduce_all(tf.is_finite(variable))
@@ -127,17 +130,19 @@ class Saver(tf.train.Saver):
                 if variable.dtype.is_floating
             }
 
-    def save(self, session, path, *args, **kwargs):
+    def save(self, session, path, global_step=None, **kwargs):
         """As in tf.train.Saver.
 
         Raises:
           script.UserError: a variable isn't finite, or the file can't be written.
         """
+        if f'{path}-{global_step}' == self._resumed:
+            return self._resumed
         bad = [name for name, finite in session.run(self._finite).items() if not finite]
         if bad:
             raise diverged('not finite: ' + ', '.join(sorted(bad)))
         try:
-            return super().save(session, path, *args, **kwargs)
+            return super().save(session, path, global_step, **kwargs)
         except (tf.errors.OpError, OSError, ValueError) as error:
             reason = re.search(r'.*; .*', str(error))  # Of many lines the one with 'PATH; REASON'.
             raise script.UserError(
@@ -147,10 +152,10 @@ class Saver(tf.train.Saver):
 
 
 def event_writer(folder):
-    """The tf.summary.FileWriter that TensorFlow's hooks use for a folder.
+    """The tf.summary.FileWriter that TensorFlow's hooks find in their cache for a folder.
 
-    In 1.15 a full disk ends a writer's thread, and when its queue is full the run stands still.
-    With room in the queue it gets to the next checkpoint, and a failed save is an error.
+    It flushes every 10 s, not 120, so that TensorBoard is up to date. With room in its queue, a
+    disk that is full does not hold up the run before a checkpoint is due, and tells of it.
     """
     writer = tf.summary.FileWriter(folder, max_queue=10000, flush_secs=10)
     tf.summary.FileWriterCache._cache[folder] = writer

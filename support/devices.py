@@ -52,5 +52,5 @@ def describe(use_fp16):
         where = 'the CPU (no GPU found; TF_CPP_MIN_LOG_LEVEL=0 shows why)'
     precision = half_precision(use_fp16) or 'float32'
     if use_fp16 and precision == 'float32':
-        precision += ' (--use_fp16: neither float16 nor bfloat16 is to be had here)'
+        precision += ' (--use_fp16: neither float16 nor bfloat16 is available here)'
     return f'Running on {where} with TensorFlow {tf.__version__} in {precision}.'

@@ -9,6 +9,8 @@ from absl import flags
 from absl.testing import flagsaver
 import numpy as np
 import pytest
+
+import cifar10_input  # noqa: F401 -- Before TensorFlow, which it keeps quiet.
 import tensorflow.compat.v1 as tf
 
 from tests import events
