@@ -299,6 +299,17 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_its_variable(tr
     assert harness.saved_steps(tmp_path) == [5]
 
 
+def test_a_finished_run_that_goes_on_is_no_longer_marked_as_finished(train, tmp_path):
+    assert train('--max_steps=1').wait() == 0
+    assert (tmp_path / 'finished').read_text() == '1\n'
+    script = train()
+    script.wait_for('step 2,')
+    assert not (tmp_path / 'finished').exists()
+    script.send(signal.SIGTERM)
+    assert script.wait() == 143
+    assert not (tmp_path / 'finished').exists()
+
+
 # --- Divergence ----------------------------------------------------------------
 
 
