@@ -8,7 +8,8 @@
 The network follows Alex Krizhevsky's cuda-convnet
 (https://code.google.com/p/cuda-convnet/) with fully connected layers in the
 place of its locally connected ones: 1,068,298 parameters. Images are
-[batch, 24, 24, 3] float32, labels [batch] int32 in 0..9, logits [batch, 10].
+[batch, 24, 24, 3] float32, labels [batch] int32, logits [batch, 10], or as many as
+the data set has classes.
 """
 
 import os
@@ -48,6 +49,10 @@ def data_folder():
     return os.path.join(FLAGS.data_dir, dataset.FOLDER)
 
 
+def class_names():
+    return cifar10_input.class_names(data_folder())
+
+
 def maybe_download_and_extract():
     """Makes sure that the data set is in --data_dir, complete and sound.
 
@@ -55,7 +60,7 @@ def maybe_download_and_extract():
       support.script.UserError: it is not, and this says what to do.
     """
     dataset.maybe_download_and_extract(
-        FLAGS.data_dir, FLAGS.data_url, cifar10_input.RECORD_BYTES, NUM_CLASSES
+        FLAGS.data_dir, FLAGS.data_url, cifar10_input.RECORD_BYTES, len(class_names())
     )
 
 
@@ -66,10 +71,10 @@ def distorted_inputs():
     return images, labels
 
 
-def inputs(eval_data):
+def inputs(eval_data, num_views=1):
     """cifar10_input.inputs() as the flags want it, shown in TensorBoard."""
-    images, labels = cifar10_input.inputs(eval_data, data_folder(), FLAGS.batch_size)
-    tf.summary.image('images', images)
+    images, labels = cifar10_input.inputs(eval_data, data_folder(), FLAGS.batch_size, num_views)
+    tf.summary.image('images', tf.reshape(images, [-1, *images.shape.as_list()[-3:]]))
     return images, labels
 
 
@@ -129,15 +134,16 @@ def _fully_connected(layer, inputs, units, stddev, bias, decay=None, activation=
     return activations
 
 
-def inference(images):
+def inference(images, num_classes=NUM_CLASSES):
     """Builds the network up to its logits.
 
     Args:
       images: [n, 24, 24, 3] float32 from distorted_inputs() or inputs(); n need
         not be known when the graph is built.
+      num_classes: of the data set: len(class_names()).
 
     Returns:
-      logits: [n, 10] float32, not normalized.
+      logits: [n, num_classes] float32, not normalized.
     """
     # As in cuda-convnet, the first layer pools and then normalizes, the second the reverse.
     conv1 = _conv('conv1', images, 64, bias=0.0)  # [n, 24, 24, 64]
@@ -150,7 +156,28 @@ def inference(images):
     local3 = _fully_connected('local3', flat, 384, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
     local4 = _fully_connected('local4', local3, 192, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
     # No softmax here: the loss applies it itself, numerically more stable.
-    return _fully_connected('softmax_linear', local4, NUM_CLASSES, stddev=1 / 192.0, bias=0.0)
+    return _fully_connected('softmax_linear', local4, num_classes, stddev=1 / 192.0, bias=0.0)
+
+
+def probabilities(images, num_classes, num_views):
+    """Builds the network up to the probability of each class, averaged over an image's views.
+
+    Args:
+      images: [n, num_views, 24, 24, 3] float32 from cifar10_input.fixed_views(); a single
+        view also as [n, 24, 24, 3].
+
+    Returns:
+      [n, num_classes] float32.
+    """
+    logits = inference(tf.reshape(images, [-1, *images.shape.as_list()[-3:]]), num_classes)
+    per_view = tf.reshape(tf.nn.softmax(logits), [-1, num_views, num_classes])
+    return tf.reduce_mean(per_view, axis=1)
+
+
+def averages_to_restore():
+    """Dict of name in a checkpoint -> tf.Variable: the averages in the place of the variables."""
+    # Made for the sake of its names: nothing is averaged here.
+    return tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY).variables_to_restore()
 
 
 # --- Loss --------------------------------------------------------------------
@@ -160,7 +187,7 @@ def loss(logits, labels):
     """The mean cross entropy of the batch plus the weight decay of local3 and local4.
 
     Args:
-      logits: [n, 10] float32 from inference().
+      logits: [n, num_classes] float32 from inference().
       labels: [n] int32.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 from support import script
 
@@ -76,11 +77,10 @@ def newest(folder):
         problem = damage(path)
         if problem is None:
             return path
-        print(f'Passing over {path}: {problem}', flush=True)
+        print(f'Passing over {path}: {problem}', file=sys.stderr, flush=True)
     if found:
         raise script.UserError(
-            f'no checkpoint in {folder} is usable; move them away, or choose another folder, to '
-            'start afresh'
+            f'no checkpoint in {folder} is usable; move them away, or choose another folder'
         )
     return None
 

@@ -88,7 +88,7 @@ def test_with_a_flag_it_is_that_of_the_variables_and_a_tie_of_all_classes_is_no_
 def test_num_examples_limits_how_many_images_count(evaluate, known, tmp_path):
     path = write_checkpoint(tmp_path, 12, known.variables)
     lines, precisions = evaluate(num_examples=19)
-    assert lines[1] == f'Evaluating {path} on 19 images.'
+    assert lines[1] == f'Evaluating {path} on 19 of 40 images.'
     # 17 of the 40 are wrong. The threads decide on which 19 come first.
     assert precisions[0] in [f'{right / 19:.3f}' for right in range(2, 20)]
 
@@ -225,8 +225,7 @@ def test_run_once_passes_over_a_damaged_checkpoint_to_the_one_before(evaluate, k
     good, damaged = (write_checkpoint(tmp_path, step, known.variables) for step in (3, 5))
     flip_bytes(damaged)
     lines, precisions = evaluate()
-    assert lines[1].startswith(f'Passing over {damaged}: ')
-    assert lines[2] == f'Evaluating {good} on 40 images.'
+    assert lines[1] == f'Evaluating {good} on 40 images.'
     assert precisions == ['0.575']
 
 

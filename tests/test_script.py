@@ -42,6 +42,7 @@ DEFAULTS = {
         num_examples='10000',
         run_once='false',
         use_moving_averages='true',
+        views='1',
     ),
 }
 DEFAULTS[harness.MULTI_GPU] = dict(DEFAULTS[harness.TRAIN], num_gpus='1')
@@ -114,7 +115,7 @@ def test_a_flag_takes_no_value_that_makes_no_sense(flag, good, bad):
 
 FORGOTTEN = '''
 import cifar10
-def forgetful(images):
+def forgetful(images, num_classes):
     return {}['forgotten']
 cifar10.inference = forgetful
 '''
@@ -283,7 +284,7 @@ def test_a_signal_ends_the_evaluator_at_once_while_it_waits_and_while_it_works(
     reference.write_checkpoint(tmp_path, 1, reference.checkpoint_values(1, {}, variables))
     common = [f'--data_dir={data_dir}', f'--eval_dir={tmp_path}/eval']
     waiting = start(harness.EVAL, *common, f'--checkpoint_dir={tmp_path}/none')
-    stalled = harness.slow_input('crop_center', 0)
+    stalled = harness.slow_input('fixed_views', 0)
     flags = [f'--checkpoint_dir={tmp_path}', '--run_once']
     working = start(harness.EVAL, *common, *flags, before=stalled)
     waiting.wait_for('^Evaluating checkpoints in ')
