@@ -1,0 +1,112 @@
+"""Says what is in a picture, with the published model or one of your own.
+
+    python cifar10_predict.py cat.jpg dog.png
+    python cifar10_predict.py --checkpoint_dir=/tmp/cifar10_train --views=1 cat.jpg
+    find photos -name '*.jpg' | python cifar10_predict.py --json -
+
+A picture may be a PNG, JPEG, BMP or GIF (its first frame) of any size. Its largest central
+square, made as small as the images of the data set, takes the way of the evaluator: cut into
+views, standardized, through the network with the moving averages of the variables.
+
+One line a picture: the most probable classes. Pictures that cannot be read are named on
+standard error, and make the exit status 1.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import cifar10
+import cifar10_input
+from support import checkpoints, devices, pictures, script
+
+from absl import app
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+FLAGS = tf.flags.FLAGS
+tf.flags.DEFINE_string(
+    'checkpoint_dir',
+    os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results'),
+    'Folder of the model; the newest checkpoint counts.',
+)
+tf.flags.DEFINE_enum('views', '10', ['1', '10'], 'Views of a picture to average over.')
+tf.flags.DEFINE_integer('top_k', 3, 'Classes to name.', lower_bound=1)
+tf.flags.DEFINE_bool('json', False, 'Print a JSON object a picture, with all classes.')
+tf.flags.declare_key_flag('batch_size')
+
+
+def newest_model():
+    """The newest checkpoint in --checkpoint_dir, and the names of its classes."""
+    path = checkpoints.newest(FLAGS.checkpoint_dir)
+    if path is None:
+        raise script.UserError(f'--checkpoint_dir: no checkpoint in {FLAGS.checkpoint_dir}')
+    return path, cifar10_input.class_names(FLAGS.checkpoint_dir)
+
+
+def class_probabilities(images, num_classes):
+    """[n, 32, 32, 3] uint8 -> [n, num_classes] float32, from as many views as --views says."""
+    num_views = int(FLAGS.views)
+    views = cifar10_input.fixed_views(images, num_views)
+    return cifar10.probabilities(views, num_classes, num_views)
+
+
+def restore(session, path):
+    """Gives the variables of class_probabilities() the moving averages in a checkpoint.
+
+    Raises:
+      script.UserError: it is of another model, or has another number of classes.
+    """
+    variables = cifar10.averages_to_restore()
+    problem = checkpoints.misfit(path, variables)
+    if problem:
+        folder = os.path.dirname(path)
+        raise script.UserError(
+            f'{path} does not fit a network with the {len(cifar10_input.class_names(folder))} '
+            f'classes that {folder}/{cifar10_input.CLASS_NAMES_FILE} names (without such a file, '
+            f'CIFAR-10 is meant): {problem}'
+        )
+    tf.train.Saver(variables).restore(session, path)
+
+
+def describe(picture, class_names, probabilities):
+    """One line on a picture: the --top_k most probable classes, or JSON with all of them."""
+    ranked = [(class_names[i], float(probabilities[i])) for i in np.argsort(-probabilities)]
+    if FLAGS.json:
+        classes = [{'class': name, 'probability': value} for name, value in ranked]
+        return json.dumps({'picture': picture, 'classes': classes})
+    return f'{picture}: ' + ', '.join(
+        f'{name} {value:.2f}' for name, value in ranked[: FLAGS.top_k]
+    )
+
+
+def main(arguments):
+    if not arguments:
+        raise app.UsageError('name pictures, or - to read their names from standard input')
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # With `| head`, end as other commands do.
+    names = (line.rstrip('\n') for line in sys.stdin) if arguments == ['-'] else arguments
+    checkpoint, class_names = newest_model()
+    all_read = True
+    with tf.Graph().as_default():
+        images = tf.placeholder(
+            tf.uint8, [None, cifar10_input.RECORD_SIZE, cifar10_input.RECORD_SIZE, 3]
+        )
+        probabilities = class_probabilities(images, len(class_names))
+        with tf.Session(config=devices.session_config(use_fp16=False)) as session:
+            restore(session, checkpoint)
+            for batch in pictures.read(names, cifar10_input.RECORD_SIZE, FLAGS.batch_size):
+                readable = [(name, image) for name, image, problem in batch if not problem]
+                for name, _, problem in batch:
+                    if problem:
+                        all_read = False
+                        print(f'{name}: {problem}', file=sys.stderr)
+                if readable:
+                    rows = session.run(probabilities, {images: [image for _, image in readable]})
+                    for (name, _), row in zip(readable, rows):
+                        print(describe(name, class_names, row), flush=True)
+    return 0 if all_read else 1
+
+
+if __name__ == '__main__':
+    script.run(main, takes_arguments=True)
