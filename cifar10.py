@@ -16,7 +16,7 @@ import os
 import re
 
 import cifar10_input
-from support import dataset, devices
+from support import checkpoints, dataset, devices
 from support.normalization import local_response_normalization
 
 import tensorflow.compat.v1 as tf
@@ -174,12 +174,6 @@ def probabilities(images, num_classes, num_views):
     return tf.reduce_mean(per_view, axis=1)
 
 
-def averages_to_restore():
-    """Dict of name in a checkpoint -> tf.Variable: the averages in the place of the variables."""
-    # Made for the sake of its names: nothing is averaged here.
-    return tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY).variables_to_restore()
-
-
 # --- Loss --------------------------------------------------------------------
 
 
@@ -211,8 +205,7 @@ def gradient_descent(global_step, images_per_step):
       images_per_step: how many images, on all towers together, make a step.
 
     Returns:
-      A tf.train.Optimizer. With --use_fp16 on a GPU it scales the loss, and has
-      TensorFlow rewrite the graph.
+      A tf.train.Optimizer.
     """
     num_examples = cifar10_input.num_examples(False, data_folder())
     decay_steps = int(num_examples * NUM_EPOCHS_PER_DECAY / images_per_step)
@@ -220,20 +213,7 @@ def gradient_descent(global_step, images_per_step):
         INITIAL_LEARNING_RATE, global_step, decay_steps, LEARNING_RATE_DECAY_FACTOR, staircase=True
     )
     tf.summary.scalar('learning_rate', learning_rate)
-    optimizer = tf.train.GradientDescentOptimizer(learning_rate)
-    if devices.half_precision(FLAGS.use_fp16) == 'float16':
-        with tf.variable_creator_scope(_as_local_variable):
-            optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(optimizer)
-    return optimizer
-
-
-def _as_local_variable(next_creator, **kwargs):
-    """For tf.variable_creator_scope: a variable that is no part of a checkpoint.
-
-    A checkpoint is the same with one device or several, in 16 bits or 32.
-    """
-    kwargs['collections'] = [tf.GraphKeys.LOCAL_VARIABLES]
-    return next_creator(**kwargs)
+    return devices.scale_loss(tf.train.GradientDescentOptimizer(learning_rate), FLAGS.use_fp16)
 
 
 def apply_gradients(optimizer, gradients, total_loss, global_step):
@@ -317,7 +297,7 @@ def _summarize_losses(total_loss):
     with tf.name_scope('losses'), tf.device('/cpu:0'):
         for name, towers in _by_name('losses').items():
             losses[name] = tf.add_n(towers) / len(towers)
-        with tf.variable_creator_scope(_as_local_variable):
+        with tf.variable_creator_scope(checkpoints.as_local_variable):
             update = average.apply(list(losses.values()))
     for name, value in losses.items():
         tf.summary.scalar(f'losses/{name}_raw', value)

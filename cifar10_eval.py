@@ -32,8 +32,6 @@ tf.flags.DEFINE_enum(
 tf.flags.DEFINE_bool('use_moving_averages', True, 'Take the averages for the variables.')
 tf.flags.adopt_module_key_flags(cifar10)
 
-POLL_SECS = 5  # How often to look whether training is finished while no checkpoint comes.
-
 
 def correct_predictions():
     """Builds the network on the images that the flags name.
@@ -52,7 +50,9 @@ def correct_predictions():
 def model_variables():
     """Dict of name in the checkpoint -> tf.Variable, for the ten variables of the model."""
     if FLAGS.use_moving_averages:
-        return cifar10.averages_to_restore()
+        # Made for the sake of its names: nothing is averaged here.
+        average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
+        return average.variables_to_restore()
     return {variable.op.name: variable for variable in tf.trainable_variables()}
 
 
@@ -95,41 +95,10 @@ def count_correct(session, correct, num_examples, summary_op):
 
 
 def checkpoints_to_evaluate():
-    """Yields the newest checkpoint; without --run_once, again whenever there is a newer one.
-
-    At most one in --eval_interval_secs, and up to the end of training.
-
-    Raises:
-      script.UserError: with --run_once, there is none; without, the state file is of no use.
-    """
+    """The newest checkpoint; without --run_once, again whenever there is a newer one."""
     if FLAGS.run_once:
-        path = checkpoints.newest(FLAGS.checkpoint_dir)
-        if path is None:
-            raise script.UserError(f'--checkpoint_dir: no checkpoint in {FLAGS.checkpoint_dir}')
-        yield path
-        return
-    state = tf.train.get_checkpoint_state(FLAGS.checkpoint_dir)
-    if checkpoints.paths(FLAGS.checkpoint_dir) and not (
-        state and tf.train.checkpoint_exists(state.model_checkpoint_path)
-    ):
-        raise script.UserError(
-            f'{FLAGS.checkpoint_dir}/checkpoint names no checkpoint that is there, as in a folder '
-            'that was moved. --run_once evaluates the newest one.'
-        )
-    print(f'Evaluating checkpoints in {FLAGS.checkpoint_dir} as they come.', flush=True)
-    step = None
-
-    def is_done():
-        return step is not None and step == checkpoints.finished_step(FLAGS.checkpoint_dir)
-
-    for path in tf.train.checkpoints_iterator(
-        FLAGS.checkpoint_dir, FLAGS.eval_interval_secs, timeout=POLL_SECS, timeout_fn=is_done
-    ):
-        step = checkpoints.step_of(path)
-        yield path
-        if is_done():
-            break
-    print(f'Training finished at step {step}; no newer checkpoint will come.')
+        return [checkpoints.newest(FLAGS.checkpoint_dir, required=True)]
+    return checkpoints.as_they_come(FLAGS.checkpoint_dir, FLAGS.eval_interval_secs)
 
 
 def evaluate():

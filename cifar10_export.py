@@ -25,7 +25,7 @@ import tensorflow.compat.v1 as tf
 
 FLAGS = tf.flags.FLAGS
 tf.flags.DEFINE_string('export_dir', '/tmp/cifar10_export', 'Where a server looks for models.')
-for _name in 'checkpoint_dir', 'views':
+for _name in 'checkpoint_dir', 'use_moving_averages', 'views':
     tf.flags.declare_key_flag(_name)
 
 
@@ -77,4 +77,5 @@ def main():
 
 
 if __name__ == '__main__':
+    cifar10_predict.set_defaults()
     script.run(main)

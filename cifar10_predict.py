@@ -18,6 +18,7 @@ import signal
 import sys
 
 import cifar10
+import cifar10_eval
 import cifar10_input
 from support import checkpoints, devices, pictures, script
 
@@ -26,22 +27,22 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 FLAGS = tf.flags.FLAGS
-tf.flags.DEFINE_string(
-    'checkpoint_dir',
-    os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results'),
-    'Folder of the model; the newest checkpoint counts.',
-)
-tf.flags.DEFINE_enum('views', '10', ['1', '10'], 'Views of a picture to average over.')
 tf.flags.DEFINE_integer('top_k', 3, 'Classes to name.', lower_bound=1)
 tf.flags.DEFINE_bool('json', False, 'Print a JSON object a picture, with all classes.')
-tf.flags.declare_key_flag('batch_size')
+for _name in 'batch_size', 'checkpoint_dir', 'use_moving_averages', 'views':
+    tf.flags.declare_key_flag(_name)
+
+
+def set_defaults():
+    """The published model, and ten views, where the command line says nothing else."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    FLAGS.set_default('checkpoint_dir', os.path.join(here, 'results'))
+    FLAGS.set_default('views', '10')
 
 
 def newest_model():
     """The newest checkpoint in --checkpoint_dir, and the names of its classes."""
-    path = checkpoints.newest(FLAGS.checkpoint_dir)
-    if path is None:
-        raise script.UserError(f'--checkpoint_dir: no checkpoint in {FLAGS.checkpoint_dir}')
+    path = checkpoints.newest(FLAGS.checkpoint_dir, required=True)
     return path, cifar10_input.class_names(FLAGS.checkpoint_dir)
 
 
@@ -53,12 +54,12 @@ def class_probabilities(images, num_classes):
 
 
 def restore(session, path):
-    """Gives the variables of class_probabilities() the moving averages in a checkpoint.
+    """Gives the variables of class_probabilities() their values from a checkpoint.
 
     Raises:
       script.UserError: it is of another model, or has another number of classes.
     """
-    variables = cifar10.averages_to_restore()
+    variables = cifar10_eval.model_variables()
     problem = checkpoints.misfit(path, variables)
     if problem:
         folder = os.path.dirname(path)
@@ -109,4 +110,5 @@ def main(arguments):
 
 
 if __name__ == '__main__':
+    set_defaults()
     script.run(main, takes_arguments=True)

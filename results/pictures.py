@@ -12,6 +12,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import cifar10
+import cifar10_eval
 import cifar10_input
 import record
 from support import checkpoints, devices, script
@@ -94,7 +95,7 @@ def predict(checkpoint):
         batch = tf.placeholder(tf.uint8, [None, size, size, 3])
         views = cifar10_input.fixed_views(batch, 1)
         probabilities = cifar10.probabilities(views, len(cifar10.class_names()), 1)
-        variables = cifar10.averages_to_restore()
+        variables = cifar10_eval.model_variables()
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             tf.train.Saver(variables).restore(session, checkpoint)
             predicted = np.concatenate(
