@@ -88,24 +88,22 @@ def main(arguments):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # With `| head`, end as other commands do.
     names = (line.rstrip('\n') for line in sys.stdin) if arguments == ['-'] else arguments
     checkpoint, class_names = newest_model()
+    size = cifar10_input.RECORD_SIZE
+    black = np.zeros([size, size, 3], np.uint8)  # In the place of what cannot be read.
     all_read = True
-    with tf.Graph().as_default():
-        images = tf.placeholder(
-            tf.uint8, [None, cifar10_input.RECORD_SIZE, cifar10_input.RECORD_SIZE, 3]
-        )
+    with tf.Graph().as_default(), tf.Session(config=devices.session_config(False)) as session:
+        images = tf.placeholder(tf.uint8, [None, size, size, 3])
         probabilities = class_probabilities(images, len(class_names))
-        with tf.Session(config=devices.session_config(use_fp16=False)) as session:
-            restore(session, checkpoint)
-            for batch in pictures.read(names, cifar10_input.RECORD_SIZE, FLAGS.batch_size):
-                readable = [(name, image) for name, image, problem in batch if not problem]
-                for name, _, problem in batch:
-                    if problem:
-                        all_read = False
-                        print(f'{name}: {problem}', file=sys.stderr)
-                if readable:
-                    rows = session.run(probabilities, {images: [image for _, image in readable]})
-                    for (name, _), row in zip(readable, rows):
-                        print(describe(name, class_names, row), flush=True)
+        restore(session, checkpoint)
+        for batch in pictures.read(names, size, FLAGS.batch_size):
+            pixels = [black if problem else image for _, image, problem in batch]
+            rows = session.run(probabilities, {images: pixels})
+            for (name, _, problem), row in zip(batch, rows):
+                if problem:
+                    all_read = False
+                    print(f'{name}: {problem}', file=sys.stderr)
+                else:
+                    print(describe(name, class_names, row), flush=True)
     return 0 if all_read else 1
 
 

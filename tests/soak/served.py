@@ -81,7 +81,7 @@ def check(views, pictures, truth, scratch):
         right = np.count_nonzero(answers[python] == truth)
         print(f'{python}: {right} right.', flush=True)
     own, *others = answers.values()
-    differ = [np.count_nonzero(own != each) for each in others]
+    differ = [int(np.count_nonzero(own != each)) for each in others]
     print(f'Other answers in the other generation: {differ}', flush=True)
     return np.count_nonzero(own == truth) == expected and all(
         each <= len(truth) / 1000 for each in differ
