@@ -73,7 +73,8 @@ def distorted_inputs():
 
 def inputs(eval_data, num_views=1):
     """cifar10_input.inputs() as the flags want it, shown in TensorBoard."""
-    images, labels = cifar10_input.inputs(eval_data, data_folder(), FLAGS.batch_size, num_views)
+    batch_size = max(1, FLAGS.batch_size // num_views)  # For the network, views are images.
+    images, labels = cifar10_input.inputs(eval_data, data_folder(), batch_size, num_views)
     tf.summary.image('images', tf.reshape(images, [-1, *images.shape.as_list()[-3:]]))
     return images, labels
 

@@ -95,7 +95,8 @@ def main(arguments):
         images = tf.placeholder(tf.uint8, [None, size, size, 3])
         probabilities = class_probabilities(images, len(class_names))
         restore(session, checkpoint)
-        for batch in pictures.read(names, size, FLAGS.batch_size):
+        pictures_per_batch = max(1, FLAGS.batch_size // int(FLAGS.views))
+        for batch in pictures.read(names, size, pictures_per_batch):
             pixels = [black if problem else image for _, image, problem in batch]
             rows = session.run(probabilities, {images: pixels})
             for (name, _, problem), row in zip(batch, rows):

@@ -3,7 +3,6 @@
 import concurrent.futures
 import itertools
 import os
-import re
 
 import tensorflow.compat.v1 as tf
 
@@ -38,7 +37,11 @@ def _decode_bmp(contents):
     bits_per_pixel = tf.decode_raw(tf.substr(contents, 28, 2), tf.int16)[0]
 
     def with_palette():
-        palette = tf.decode_raw(tf.substr(contents, 14 + header_bytes, 1024), tf.uint8)
+        # An error of tf.substr would quote the file, and 1.15 does not survive that.
+        end = tf.strings.length(contents)
+        is_inside = tf.logical_and(header_bytes >= 0, header_bytes < end - 14)
+        start = tf.where(is_inside, 14 + header_bytes, end)
+        palette = tf.decode_raw(tf.substr(contents, start, 1024), tf.uint8)
         blue_green_red = tf.reshape(palette, [-1, 4])[:, :3]
         pixels = tf.image.decode_bmp(contents)[..., 0]
         return tf.gather(blue_green_red[:, ::-1], tf.cast(pixels, tf.int32))
@@ -61,10 +64,13 @@ def decode(contents, size):
     Returns:
       [size, size, 3] uint8. Grey becomes RGB; transparency is ignored.
     """
+    is_bmp = tf.logical_and(
+        tf.equal(tf.substr(contents, 0, 2), 'BM'), tf.strings.length(contents) >= 54
+    )
     # Ops that both generations know (not tf.image.decode_image), since graphs are exported.
     image = tf.case(
         [
-            (tf.equal(tf.substr(contents, 0, 2), 'BM'), lambda: _decode_bmp(contents)),
+            (is_bmp, lambda: _decode_bmp(contents)),
             (tf.equal(tf.substr(contents, 0, 3), 'GIF'), lambda: tf.image.decode_gif(contents)[0]),
         ],
         default=lambda: tf.image.decode_png(contents, 3),  # It knows a JPEG, too.
@@ -98,10 +104,10 @@ def read(pictures, size, at_a_time):
                 return picture, session.run(scaled, {pixels: picture}), None
             with open(picture, 'rb') as file:
                 return picture, session.run(decoded, {contents: file.read()}), None
-        except OSError as error:
-            return picture, None, error.strerror
+        except (OSError, ValueError) as error:
+            return picture, None, getattr(error, 'strerror', None) or str(error)
         except tf.errors.OpError as error:  # The reason stands before the name of the node.
-            return picture, None, re.search(r'(.*)\s+\[\[|$', error.message).group(1)
+            return picture, None, error.message.split('[[')[0].strip().rpartition('\n')[2]
 
     pictures = iter(pictures)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
