@@ -48,15 +48,17 @@ PICTURES_AT_A_TIME = 256
 
 def read_source(source):
     """Finds out what kind of source it is, and reads it."""
-    if os.path.isdir(source):
-        there = os.listdir(source)
+    there = os.listdir(source) if os.path.isdir(source) else []
+    try:
         if 'train_32x32.mat' in there:
             return svhn(source)
-        if 'train.bin' not in there:
-            return folders_of_pictures(source)
-    elif not (os.path.exists(source) and tarfile.is_tarfile(source)):
-        raise script.UserError(f'{source} is neither a folder nor cifar-100-binary.tar.gz')
-    return cifar100(source)
+        if 'train.bin' in there or not os.path.isdir(source):
+            return cifar100(source)
+    except (EOFError, KeyError, OSError, ValueError, tarfile.TarError) as error:
+        raise script.UserError(
+            f'{source} is neither a folder of folders of pictures, nor CIFAR-100, nor SVHN: {error}'
+        )
+    return folders_of_pictures(source)
 
 
 def folders_of_pictures(source):
@@ -162,6 +164,9 @@ def write_data_set(source, folder):
     names, train, test = read_source(source)
     if not 2 <= len(names) <= 256:
         raise script.UserError(f'{source} has {len(names)} classes; 2 to 256 are possible')
+    for name in names:
+        if name != name.strip() or not name.isprintable():
+            raise script.UserError(f'{name!r} cannot be the name of a class: rename its folder')
     total = len(train) + len(test)
     progress = tf.keras.utils.Progbar(total, interval=0.5 if sys.stdout.isatty() else 30)
     counts = {}

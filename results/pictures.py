@@ -99,7 +99,10 @@ def predict(checkpoint):
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             tf.train.Saver(variables).restore(session, checkpoint)
             predicted = np.concatenate(
-                [session.run(probabilities, {batch: part}) for part in np.array_split(images, 20)]
+                [
+                    session.run(probabilities, {batch: part})
+                    for part in np.array_split(images, -(-len(images) // 500))
+                ]
             )
             filters = session.run(variables['conv1/weights/ExponentialMovingAverage'])
     return images, records[:, 0], predicted, filters

@@ -46,12 +46,24 @@ DEFAULTS = {
     ),
 }
 DEFAULTS[harness.MULTI_GPU] = dict(DEFAULTS[harness.TRAIN], num_gpus='1')
+MODEL = {
+    'checkpoint_dir': os.path.join(harness.FOLDER, 'results'),
+    'use_moving_averages': 'true',
+    'views': '10',
+}
+DEFAULTS['cifar10_predict.py'] = dict(MODEL, top_k='3', json='false', batch_size='128')
+DEFAULTS['cifar10_export.py'] = dict(MODEL, export_dir='/tmp/cifar10_export')
+DEFAULTS['cifar10_convert.py'] = {
+    'data_dir': '/tmp/cifar10_data',
+    'coarse': 'false',
+    'keep_going': 'false',
+}
 SCRIPTS = [harness.TRAIN, harness.MULTI_GPU, harness.EVAL]
 
 # --- Flags -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', SCRIPTS)
+@pytest.mark.parametrize('name', sorted(DEFAULTS))
 def test_help_describes_every_flag_with_its_default(start, name):
     help_ = start(name, '--help')
     help_.wait()
@@ -59,7 +71,7 @@ def test_help_describes_every_flag_with_its_default(start, name):
     defaults = {}
     for flag, text in described:
         assert re.match(r'(<\S+>: )?[A-Z]\w+ ', text), f'{flag} is not described'
-        defaults[flag] = re.search(r"\(default: '?(.*?)'?\)", text).group(1)
+        defaults[flag] = re.search(r"\(default:\s+'?(.*?)'?\)", text).group(1)
     assert defaults == DEFAULTS[name]
     assert f'python {name}' in help_.stdout, 'how to call it'
     assert help_.errors == []
@@ -102,6 +114,7 @@ def test_what_does_not_belong_on_the_command_line_is_named(
         ('num_examples', '1', '0'),
         ('eval_data', 'train_eval', 'train'),
         ('run_once', 'true', 'perhaps'),
+        ('views', '10', '0 2 11 x'),
     ],
 )
 def test_a_flag_takes_no_value_that_makes_no_sense(flag, good, bad):
