@@ -87,8 +87,8 @@ FORCE:
 
 # What only some targets need. 7.4 is the last pytest for Python 3.7.
 PACKAGES_cuda     = -r requirements.txt 'tensorflow[and-cuda]'
-PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' pillow scipy
 PACKAGES_pictures = 'matplotlib>=3.5'
+PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' $(PACKAGES_pictures) pillow scipy
 $(ENV)/cuda: $(ENV)/ready
 $(ENV)/tests $(ENV)/pictures: $(READY)
 $(ENV)/cuda $(ENV)/tests $(ENV)/pictures: Makefile
