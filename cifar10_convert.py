@@ -56,7 +56,8 @@ def read_source(source):
             return cifar100(source)
     except (EOFError, KeyError, OSError, ValueError, tarfile.TarError) as error:
         raise script.UserError(
-            f'{source} is neither a folder of folders of pictures, nor CIFAR-100, nor SVHN: {error}'
+            f'{source} is neither a folder of folders of pictures, nor CIFAR-100, nor SVHN: '
+            + str(error).split('\n')[0]
         )
     return folders_of_pictures(source)
 
