@@ -281,7 +281,8 @@ class Lines:
           script.UserError: they have not the same. (The chief is the one who looks.)
         """
         cluster = self._cluster
-        print(f'This is {cluster.me} of {", ".join(map(str, cluster.tasks))}.', flush=True)
+        everyone = ', '.join(map(str, cluster.tasks))
+        print(f'{len(cluster.tasks)} machines: {everyone}. This is {cluster.me}.', flush=True)
         self._wait_for(self._facts, 'Waiting for')
         if cluster.me == cluster.chief:
             different = differences(cluster, self._facts)
