@@ -8,8 +8,10 @@ DATA_DIR   = /tmp/cifar10_data
 TRAIN_DIR  = /tmp/cifar10_train
 EVAL_DIR   = /tmp/cifar10_eval
 RECORD_DIR = /tmp/cifar10_record
+WORKERS    = 1
+PS         = 0
 
-.PHONY: help env data train eval multi-gpu eval-pretrained record tensorboard test soak lint bench
+.PHONY: help env data train eval multi-gpu cluster eval-pretrained record tensorboard test soak lint bench
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...] [EVAL_DIR=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -108,6 +110,8 @@ train: $(READY) ## train on one device; goes on where the last run stopped
 	$(RUN) cifar10_train.py $(DATA) --train_dir="$(TRAIN_DIR)" $(ARGS)
 multi-gpu: $(READY) ## train on several GPUs: ARGS="--num_gpus=2"
 	$(RUN) cifar10_multi_gpu_train.py $(DATA) --train_dir="$(TRAIN_DIR)" $(ARGS)
+cluster: $(READY) ## several machines, tried on this one: WORKERS=2 PS=1
+	$(RUN) -m support.local_cluster --workers=$(WORKERS) --ps=$(PS) cifar10_distributed_train.py $(DATA) --train_dir="$(TRAIN_DIR)" $(ARGS)
 eval: $(READY) ## measure the newest checkpoint, and each one that follows
 	$(RUN) cifar10_eval.py $(DATA) --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" $(ARGS)
 eval-pretrained: $(READY) ## measure the trained model that comes along, in results/

@@ -113,11 +113,12 @@ def main():
         return cifar10_eval.main()
     if me.job != 'ps':
         cifar10.maybe_download_and_extract()
-    if me != machines.chief:
-        print(devices.describe(FLAGS.use_fp16), flush=True)
+        if me != machines.chief:
+            print(devices.describe(FLAGS.use_fp16), flush=True)
 
     def start_server():
-        config = devices.session_config(FLAGS.use_fp16)
+        # A ps needs no GPU, and leaves it to who else is on that machine.
+        config = tf.ConfigProto(device_count={'GPU': 0}) if me.job == 'ps' else None
         return tf.train.Server(machines.jobs, me.job, me.index, config=config)
 
     def lead(server):

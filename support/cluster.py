@@ -134,9 +134,7 @@ def parse(text):
     if not chiefs and 'worker' not in jobs:
         raise ValueError('it has neither a chief nor a worker')
     tasks = [
-        Task(job, index, address)
-        for job in JOBS
-        for index, address in enumerate(jobs.get(job, []))
+        Task(job, index, address) for job in JOBS for index, address in enumerate(jobs.get(job, []))
     ]
     chief = next(task for task in tasks if task.job != 'ps')
     return Cluster(jobs, tasks, chief, _this_task(config.get('task'), tasks))
@@ -226,6 +224,7 @@ def run(cluster, facts, start_server, lead):
             threading.Event().wait()  # A line ends this process.
     except SystemExit as error:
         status = error.code
+        print(f'Stopped by {signal.Signals(status - 128).name} before the first step.', flush=True)
         raise
     except Exception as error:
         why = f'{type(error).__name__}: {error}'.splitlines()[0]
@@ -328,9 +327,7 @@ class Lines:
                 now = time.monotonic()
                 if now >= next_line:
                     next_line = now + TELL_SECS
-                    names = ', '.join(
-                        f'{task}{self._problems.get(task, "")}' for task in missing
-                    )
+                    names = ', '.join(f'{task}{self._problems.get(task, "")}' for task in missing)
                     print(f'{what} {names}.', flush=True)
                 self._changed.wait(next_line - now if now < next_line else TELL_SECS)
 

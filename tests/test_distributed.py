@@ -3,35 +3,24 @@
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from support import cluster
+from support.local_cluster import free_ports
 from tests import harness
 from tests import reference
 
 DISTRIBUTED = 'cifar10_distributed_train.py'
 FAR = '--max_steps=1000000'
 CHIEF, WORKER, PS = 'chief', 'worker 0', 'ps 0'
-
-
-def free_ports(number):
-    """Ports nobody listens on, from below those that the kernel gives to whoever calls."""
-    ports = []
-    while len(ports) < number:
-        port = random.randint(20000, 32000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(('', port))
-            if port not in ports:
-                ports.append(port)
-    return ports
 
 
 def config_of(jobs, name):
@@ -91,7 +80,8 @@ class Cluster:
                 assert script.wait(timeout) == 138, (name, script.stdout, script.stderr)
                 address = self.addresses[self.names.index(lost)]
                 pattern = re.escape(f'{lost} ({address}) is lost')
-                assert re.search(pattern, script.stderr, re.IGNORECASE), (name, script.stderr)
+                (error,) = script.errors
+                assert re.match(pattern, error, re.IGNORECASE), (name, error)
 
     def assert_finished(self, step):
         self[CHIEF].wait()
@@ -223,7 +213,9 @@ def test_one_device_two_machines_with_a_ps_and_one_device_go_on_with_one_run(
     new_cluster, train, tmp_path
 ):
     assert train('--max_steps=2', folder='train').wait() == 0
-    machines = new_cluster(ps=1).start('--max_steps=5', '--num_gpus=2')
+    machines = new_cluster(ps=1)
+    # A ps needs no data.
+    machines.start('--max_steps=5', '--num_gpus=2', data_dirs={PS: '/dev/null/none'})
     machines.assert_finished(5)
     assert logged_steps(machines[CHIEF]) == [2, 3, 4]
     assert sum('Filling queue' in line for line in machines[CHIEF].lines) == 1
@@ -343,31 +335,24 @@ def test_machines_that_differ_are_named_before_the_first_step(new_cluster, tmp_p
 # --- What befalls a run ------------------------------------------------------------
 
 
-def goes_on(machines):
-    """Starts all again by the same commands; the run goes on from the newest checkpoint."""
-    step = harness.saved_steps(machines.train_dir)[-1]
-    machines.start(f'--max_steps={step + 2}').assert_finished(step + 2)
-    assert logged_steps(machines[CHIEF]) == [step, step + 1]
-
-
-@pytest.mark.parametrize('lost', [WORKER, PS, CHIEF])
-def test_a_killed_process_ends_all_others_and_the_run_goes_on(new_cluster, lost):
-    machines = new_cluster(workers=2, ps=1).start(FAR, '--save_checkpoint_secs=1')
-    machines[CHIEF].wait_for('step 10,')
-    machines[lost].kill()
-    machines.assert_lost(lost)
-    goes_on(machines)
-
-
-def test_a_worker_killed_at_the_first_step(new_cluster):
-    # The input stands still, so there is none before.
-    still = harness.slow_input('distort', 0)
-    machines = new_cluster().start(FAR, before={CHIEF: still})
+def test_whichever_is_killed_all_others_end_and_the_run_goes_on(new_cluster):
+    machines = new_cluster(workers=2, ps=1)
+    # The input stands still, so this is before the first step.
+    machines.start(FAR, before={CHIEF: harness.slow_input('distort', 0)})
     machines[CHIEF].wait_for('Filling queue')
     assert harness.until(lambda: harness.saved_steps(machines.train_dir))
     machines[WORKER].kill()
     machines.assert_lost(WORKER)
-    goes_on(machines)
+    done = 0
+    for lost in PS, CHIEF:
+        machines.start(FAR, '--save_checkpoint_secs=1')
+        machines[CHIEF].wait_for(f'step {done + 10},')
+        machines[lost].kill()
+        machines.assert_lost(lost)
+        assert logged_steps(machines[CHIEF])[0] == done
+        done = harness.saved_steps(machines.train_dir)[-1]
+    machines.start(f'--max_steps={done + 2}').assert_finished(done + 2)
+    assert logged_steps(machines[CHIEF]) == [done, done + 1]
 
 
 def noise(address):
@@ -387,12 +372,15 @@ def test_noise_a_pause_and_a_stop(new_cluster):
     machines.start(FAR, names=['worker 1'])
     machines[CHIEF].wait_for('step 5,')
     lines += [noise(address) for address in machines.addresses]
-    for name in WORKER, CHIEF:
-        before = logged_steps(machines[CHIEF])[-1]
-        machines[name].send(signal.SIGSTOP)
-        time.sleep(5)
-        machines[name].send(signal.SIGCONT)
-        machines[CHIEF].wait_for(f'step {before + 20},')
+    machines[WORKER].send(signal.SIGSTOP)
+    time.sleep(3)
+    machines[CHIEF].send(signal.SIGSTOP)
+    time.sleep(2)
+    stood = logged_steps(machines[CHIEF])[-1]
+    machines[WORKER].send(signal.SIGCONT)
+    time.sleep(3)
+    machines[CHIEF].send(signal.SIGCONT)
+    machines[CHIEF].wait_for(f'step {stood + 20},')
     for line in lines:
         line.close()
     assert [script.errors for script in machines.scripts.values()] == [[], [], []]
@@ -413,6 +401,52 @@ def test_a_worker_that_is_stopped_is_lost_and_a_chief_that_fails_says_why(new_cl
     machines[WORKER].send(signal.SIGTERM)
     machines.assert_lost(WORKER)
     assert machines[WORKER].wait() == -signal.SIGTERM
+
+
+# --- All on one machine -------------------------------------------------------------
+
+
+def children(pid):
+    """The processes that a process has started, oldest first."""
+    return [int(child) for child in harness.read(f'/proc/{pid}/task/{pid}/children').split()]
+
+
+def test_a_cluster_on_one_machine_is_started_again_and_ends_with_the_chief(data_dir, tmp_path):
+    flags = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}', '--batch_size=8']
+    command = ['-m', 'support.local_cluster', '--workers=1', DISTRIBUTED, *flags]
+    said, seen = tmp_path / 'said', set()
+
+    def wait_for(pattern):
+        def look():
+            seen.update(children(launcher.pid))
+            return re.search(pattern, said.read_text(), re.MULTILINE)
+
+        assert harness.until(look), said.read_text()
+
+    with said.open('w') as out:
+        launcher = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=harness.FOLDER,
+            env=harness.script_environment(),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for(r'^chief    \| .*: step 0,')
+        wait_for(r'^worker 0 \| All 2 machines are there')
+        os.kill(children(launcher.pid)[1], signal.SIGKILL)
+        wait_for(r'^chief    \| Worker 0 .* is lost')
+        wait_for(r'^One is lost: starting all of them again\.\n(.*\n)*chief    \| All 2 machines')
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.wait(harness.TIMEOUT) == 130
+        wait_for(r'^chief    \| Stopped by SIGINT')
+        wait_for(r'^worker 0 \| The chief was stopped by SIGINT')
+        assert len(seen) == 4 and not [pid for pid in seen if os.path.exists(f'/proc/{pid}')]
+    finally:
+        launcher.kill()
+        for pid in seen | set(children(launcher.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 # --- A network that is cut -----------------------------------------------------------
@@ -450,7 +484,9 @@ def network():
             ip('-n', name, 'link', 'set', 'lo', 'up')
         yield machines
     finally:
-        for command in ['link', 'del', f'{tag}br'], *(['netns', 'del', n] for n, *_ in machines):
+        links = [f'{tag}br'] + [port for _, _, port in machines]
+        commands = [['link', 'del', link] for link in links]
+        for command in commands + [['netns', 'del', name] for name, _, _ in machines]:
             subprocess.call(['ip', *command], stderr=subprocess.DEVNULL)
 
 
@@ -464,7 +500,8 @@ def test_a_network_that_is_cut_ends_both_sides_and_the_run_goes_on(new_cluster, 
     ip('link', 'set', port, 'nomaster')  # No link goes down, but nothing comes through.
     for name, other in (CHIEF, WORKER), (WORKER, CHIEF):
         assert machines[name].wait(30) == 138, machines[name].stderr
-        assert re.search(rf'{other} \(\S+\) is lost', machines[name].stderr, re.IGNORECASE)
+        (error,) = machines[name].errors
+        assert re.match(rf'{other} \(\S+\) is lost: Connection timed out', error, re.IGNORECASE)
     step = harness.saved_steps(machines.train_dir)[-1]
     machines.start(f'--max_steps={step + 2}', before=enter)
     machines[WORKER].wait_for('^Waiting for chief')
