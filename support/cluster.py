@@ -329,7 +329,7 @@ class Lines:
                     next_line = now + TELL_SECS
                     names = ', '.join(f'{task}{self._problems.get(task, "")}' for task in missing)
                     print(f'{what} {names}.', flush=True)
-                self._changed.wait(next_line - now if now < next_line else TELL_SECS)
+                self._changed.wait(1)  # script.hear_signals() says why not for longer.
 
     # Speaking: whoever calls is told what this process has to say.
 
