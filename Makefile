@@ -88,7 +88,7 @@ FORCE:
 
 # What only some targets need. 7.4 is the last pytest for Python 3.7.
 PACKAGES_cuda     = -r requirements.txt 'tensorflow[and-cuda]'
-PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1'
+PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' 'pyyaml>=5,<7'
 PACKAGES_pictures = 'matplotlib>=3.5'
 $(ENV)/cuda: $(ENV)/ready
 $(ENV)/tests $(ENV)/pictures: $(READY)
@@ -126,6 +126,7 @@ test: $(ENV)/tests ## run the tests (no data set needed)
 soak: $(ENV)/tests ## malformed input, kills and endurance: 90 minutes; ARGS=--quick: some
 	$(RUN) tests/soak/fuzz.py $(filter --quick,$(ARGS))
 	$(RUN) tests/soak/kills.py $(DATA) $(ARGS)
+	$(RUN) tests/soak/cluster_kills.py $(DATA) $(ARGS)
 	$(RUN) tests/soak/endurance.py $(DATA) $(ARGS)
 lint: $(ENV)/tests ## check the style of the code; ARGS=--fix mends what it can
 	$(RUN) -m ruff check $(ARGS)

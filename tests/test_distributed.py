@@ -123,6 +123,35 @@ def test_a_wrong_tf_config_and_a_port_in_use_end_the_script_in_one_line(start, d
     assert len(script.errors) == 1 and 'TF_CONFIG is not set' in script.errors[0]
 
 
+def test_the_manifest_in_the_docs_and_the_tf_config_that_kubeflow_makes_of_it(monkeypatch):
+    yaml = pytest.importorskip('yaml')
+    page = harness.read(os.path.join(harness.FOLDER, 'docs', 'several_machines.md'))
+    job = yaml.safe_load(re.search('```yaml\n(.*?)```', page, re.DOTALL).group(1))
+    assert job['apiVersion'] == 'kubeflow.org/v1' and job['kind'] == 'TFJob'
+    assert job['spec']['runPolicy']['cleanPodPolicy'] in ('Running', 'All')
+    hosts = {}
+    for role, replicas in job['spec']['tfReplicaSpecs'].items():
+        assert replicas['restartPolicy'] == 'ExitCode'
+        (container,) = replicas['template']['spec']['containers']
+        assert container['name'] == 'tensorflow'
+        assert [port['containerPort'] for port in container['ports']] == [2222]
+        assert os.path.exists(os.path.join(harness.FOLDER, container['command'][1]))
+        hosts[role.lower()] = [
+            f'{job["metadata"]["name"]}-{role.lower()}-{i}.default.svc:2222'
+            for i in range(replicas['replicas'])
+        ]
+    # As its source has it; "environment" is one of its own.
+    task = {'type': 'worker', 'index': 1}
+    config = {'cluster': hosts, 'task': task, 'environment': 'cloud'}
+    monkeypatch.setenv('TF_CONFIG', json.dumps(config))
+    found = cluster.from_environment()
+    assert found.me == ('worker', 1, 'cifar10-worker-1.default.svc:2222')
+    assert len(cluster.workers(found)) == 3
+    # The unit of systemd, in the same page.
+    text = re.search("Environment='TF_CONFIG=(.*)'", page).group(1)
+    assert cluster.parse(text).me == ('worker', 0, '10.0.0.2:2222')
+
+
 # --- Runs that nothing befalls ------------------------------------------------------
 
 
