@@ -212,22 +212,24 @@ def run(cluster, facts, start_server, lead):
     lines = Lines(cluster, facts)
     is_chief = cluster.me == cluster.chief
     status, why = 1, None
+
+    def stop(number, frame):
+        lines.say_last(*_last_word(128 + number))
+        print(f'Stopped by {signal.Signals(number).name} before the first step.', flush=True)
+        sys.exit(128 + number)
+
+    if is_chief:  # Up to its training, which hears signals itself.
+        for number in signal.SIGINT, signal.SIGTERM:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, stop)
     try:
-        if is_chief:  # Nothing has begun, so it may end at once, but tells the others.
-            for number in signal.SIGINT, signal.SIGTERM:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, lambda number, frame: sys.exit(128 + number))
         server = lines.meet(start_server)
-        if is_chief:
-            status = lead(server)
-        else:
+        if not is_chief:
             threading.Event().wait()  # A line ends this process.
-    except SystemExit as error:
-        status = error.code
-        print(f'Stopped by {signal.Signals(status - 128).name} before the first step.', flush=True)
-        raise
+        status = lead(server)
     except Exception as error:
-        why = f'{type(error).__name__}: {error}'.splitlines()[0]
+        kind = '' if isinstance(error, script.UserError) else f'{type(error).__name__}: '
+        why = f'{kind}{error}'.partition('\n')[0]
         # A machine that is lost makes steps fail in many ways. Then a line ends this process.
         is_connection = isinstance(error, CONNECTION_ERRORS)
         time.sleep(PATIENCE_SECS + (KEEPALIVE_SECS if is_connection else 0))
@@ -238,13 +240,13 @@ def run(cluster, facts, start_server, lead):
     return status
 
 
-def _last_word(status, why):
+def _last_word(status, why=None):
     """What the others have to know when the chief ends: their own status, and why."""
     if status in STOPPED:
         return 0, f'the chief was stopped by {signal.Signals(status - 128).name}'
     if status == 0:
         return 0, 'the chief has finished'
-    return 1, f'the chief has failed ({why or f"status {status}"})'
+    return 1, f'the chief has failed: {why or f"status {status}"}'
 
 
 class Lines:
@@ -283,12 +285,12 @@ class Lines:
         everyone = ', '.join(map(str, cluster.tasks))
         print(f'{len(cluster.tasks)} machines: {everyone}. This is {cluster.me}.', flush=True)
         self._wait_for(self._facts, 'Waiting for')
+        self._say({'state': 'met'})
+        self._wait_for(self._states['met'], 'Waiting for others to be found by')
         if cluster.me == cluster.chief:
             different = differences(cluster, self._facts)
             if different:
                 raise script.UserError(f'the machines differ: {"; ".join(different)}')
-        self._say({'state': 'met'})
-        self._wait_for(self._states['met'], 'Waiting for others to be found by')
         self._listener.shutdown(socket.SHUT_RDWR)  # Wakes up who waits for a call.
         self._answering.join()
         self._listener.close()
@@ -426,13 +428,13 @@ class Lines:
             message = {'status': LOST, 'why': f'{task} is lost{reason}'}
         if self.say_last(**message):
             status, why = message['status'], message['why']
-            way_on = ' Start all again to go on from the newest checkpoint.'
-            print(
-                f'{why[0].upper()}{why[1:]}.{way_on if status == LOST else ""}',
-                file=sys.stderr if status else sys.stdout,
-                flush=True,
-            )
-            os._exit(status)  # The main thread may be waiting for a machine that is no more.
+            if status == LOST:
+                why += '. Start all again to go on from the newest checkpoint'
+            try:
+                file = sys.stderr if status else sys.stdout
+                print(f'{why[0].upper()}{why[1:]}.', file=file, flush=True)
+            finally:  # The main thread may be waiting for a machine that is no more.
+                os._exit(status)
 
 
 def _break_off_after(line, seconds):
