@@ -71,7 +71,7 @@ def build_step(global_step, machines):
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
         for i, machine in enumerate(machines):
             # The first tower makes the variables. It names no machine, and leaves it to
-            # variable_device() on which one they are.
+            # devices.with_ps() where they are.
             device = machine if i else ''
             batches = machine_batches(i, device)
             for gpu in range(FLAGS.num_gpus):
@@ -84,13 +84,6 @@ def build_step(global_step, machines):
     average = cifar10_multi_gpu_train.average_gradients(gradients)
     train_op = cifar10.apply_gradients(optimizer, average, loss, global_step)
     return cifar10_train.Step(train_op, loss, images_per_step)
-
-
-def default_device(chief, num_ps):
-    """For tf.device(): ops go to the chief; variables to the ps tasks in turn, if there are any."""
-    if not num_ps:
-        return chief
-    return tf.train.replica_device_setter(num_ps, worker_device=chief)
 
 
 def facts(has_towers):
@@ -126,7 +119,7 @@ def main():
         return cifar10_train.train(
             lambda global_step: build_step(global_step, towers),
             server.target,
-            default_device(me.device, len(machines.jobs.get('ps', []))),
+            devices.with_ps(me.device, len(machines.jobs.get('ps', []))),
         )
 
     return cluster.run(machines, facts(me.job != 'ps'), start_server, lead)

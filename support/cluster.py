@@ -432,7 +432,7 @@ class Lines:
                 why += '. Start all again to go on from the newest checkpoint'
             try:
                 file = sys.stderr if status else sys.stdout
-                print(f'{why[0].upper()}{why[1:]}.', file=file, flush=True)
+                print(f'{why[0].upper()}{why[1:].rstrip(".")}.', file=file, flush=True)
             finally:  # The main thread may be waiting for a machine that is no more.
                 os._exit(status)
 

@@ -38,6 +38,23 @@ def session_config(use_fp16, log_device_placement=False):
     return config
 
 
+def with_ps(chief, num_ps):
+    """For tf.device(): variables go to `num_ps` parameter servers, where the fewest numbers are.
+
+    All else that names no machine goes to the chief; variables too, if there is no such server.
+    """
+    if not num_ps:
+        return chief
+    load = [0] * num_ps
+
+    def least_loaded(variable):
+        task = load.index(min(load))
+        load[task] += tf.TensorShape(variable.get_attr('shape')).num_elements()
+        return task
+
+    return tf.train.replica_device_setter(num_ps, worker_device=chief, ps_strategy=least_loaded)
+
+
 def describe(use_fp16):
     """One line on where a session computes, and why not on a GPU; and in what precision."""
     gpus = tf.config.experimental.list_physical_devices('GPU')

@@ -179,7 +179,7 @@ def test_one_device_two_machines_with_a_ps_and_one_device_go_on_with_one_run(
     machines.check(6)
     # Nothing to do is an end like any other.
     machines.start('--max_steps=6')
-    assert machines.statuses(harness.TIMEOUT) == dict.fromkeys(machines.names, 0)
+    assert machines.statuses() == dict.fromkeys(machines.names, 0)
     assert machines[CHIEF].lines[-1].startswith('Nothing to do:')
 
 
@@ -397,53 +397,23 @@ def test_a_cluster_on_one_machine_is_started_again_and_ends_with_the_chief(data_
 
 # --- A network that is cut -----------------------------------------------------------
 
-# To be run before a script: it lives in this namespace of the network.
-ENTER = '''
-import ctypes, os
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.setns(os.open("/var/run/netns/%s", os.O_RDONLY), 0x40000000):
-    raise OSError(ctypes.get_errno(), "setns")
-'''
-
-
-def ip(*args):
-    subprocess.check_call(['ip', *args], stderr=subprocess.DEVNULL)
-
 
 @pytest.fixture
 def network():
-    """Two machines on a bridge: (namespace, address, its port of the bridge) of each."""
-    tag = f'c{os.getpid() % 100000}'
-    machines = [(f'{tag}{i}', f'10.231.77.{i + 1}', f'{tag}p{i}') for i in range(2)]
     try:
-        try:
-            ip('link', 'add', f'{tag}br', 'type', 'bridge')
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip('there is no `ip`, or it may not make networks')
-        ip('link', 'set', f'{tag}br', 'up')
-        for name, address, port in machines:
-            ip('netns', 'add', name)
-            ip('link', 'add', port, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name)
-            ip('link', 'set', port, 'master', f'{tag}br', 'up')
-            ip('-n', name, 'addr', 'add', f'{address}/24', 'dev', 'eth0')
-            ip('-n', name, 'link', 'set', 'eth0', 'up')
-            ip('-n', name, 'link', 'set', 'lo', 'up')
-        yield machines
-    finally:
-        links = [f'{tag}br'] + [port for _, _, port in machines]
-        commands = [['link', 'del', link] for link in links]
-        for command in commands + [['netns', 'del', name] for name, _, _ in machines]:
-            subprocess.call(['ip', *command], stderr=subprocess.DEVNULL)
+        network = clusters.Network(2)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip('there is no `ip`, or it may not make networks here')
+    with network:
+        yield network
 
 
-def test_a_network_that_is_cut_ends_both_sides_and_the_run_goes_on(new_cluster, network):
-    machines = new_cluster(hosts=[address for _, address, _ in network])
-    enter = {name: ENTER % space for name, (space, *_) in zip(machines.names, network)}
+def test_a_network_that_is_cut_ends_both_sides_and_the_run_goes_on(network, new_cluster):
+    machines = new_cluster(hosts=network.addresses)
+    enter = dict(zip(machines.names, map(network.enter, range(2))))
     machines.start(FAR, '--save_checkpoint_secs=1', before=enter)
     machines[CHIEF].wait_for('step 5,')
-    port = network[1][2]
-    bridge = os.path.basename(os.readlink(f'/sys/class/net/{port}/master'))
-    ip('link', 'set', port, 'nomaster')  # No link goes down, but nothing comes through.
+    network.cut(1)
     for name, other in (CHIEF, WORKER), (WORKER, CHIEF):
         assert machines[name].wait(30) == 138, machines[name].stderr
         (error,) = machines[name].errors
@@ -451,5 +421,5 @@ def test_a_network_that_is_cut_ends_both_sides_and_the_run_goes_on(new_cluster, 
     step = harness.saved_steps(machines.train_dir)[-1]
     machines.start(f'--max_steps={step + 2}', before=enter)
     machines[WORKER].wait_for('^Waiting for chief')
-    ip('link', 'set', port, 'master', bridge)
+    network.mend(1)
     machines.assert_finished(step + 2)
