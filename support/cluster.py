@@ -290,7 +290,9 @@ class Lines:
         if cluster.me == cluster.chief:
             different = differences(cluster, self._facts)
             if different:
-                raise script.UserError(f'the machines differ: {"; ".join(different)}')
+                raise script.UserError(
+                    f'the machines differ: {"; ".join(different)}. Give all of them the same.'
+                )
         self._listener.shutdown(socket.SHUT_RDWR)  # Wakes up who waits for a call.
         self._answering.join()
         self._listener.close()
