@@ -38,6 +38,7 @@ KEEPALIVE_SECS = 15
 ANSWER_SECS = 5  # For whoever is called to say who it is.
 PAUSE_SECS = 0.5  # Between two calls.
 TELL_SECS = 10  # Between two lines on who is being waited for.
+GRACE_SECS = 5  # For the chief to save and say so, when all are told to stop at the same time.
 # TensorFlow may know of a lost machine before the kernel does. Then the error waits so long for
 # the line to break off, since that says which one it was.
 PATIENCE_SECS = 1
@@ -218,14 +219,21 @@ def run(cluster, facts, start_server, lead):
         print(f'Stopped by {signal.Signals(number).name} before the first step.', flush=True)
         sys.exit(128 + number)
 
+    def linger(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        time.sleep(GRACE_SECS)
+        os.kill(os.getpid(), number)
+
     if is_chief:  # Up to its training, which hears signals itself.
         for number in signal.SIGINT, signal.SIGTERM:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, stop)
+    else:
+        signal.signal(signal.SIGTERM, linger)
     try:
         server = lines.meet(start_server)
-        if not is_chief:
-            threading.Event().wait()  # A line ends this process.
+        while not is_chief:
+            time.sleep(1)  # A line ends this process.
         status = lead(server)
     except Exception as error:
         kind = '' if isinstance(error, script.UserError) else f'{type(error).__name__}: '

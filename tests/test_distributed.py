@@ -349,6 +349,15 @@ def test_a_worker_that_is_stopped_is_lost_and_a_chief_that_fails_says_why(new_cl
     assert machines[WORKER].wait() == -signal.SIGTERM
 
 
+def test_all_told_to_stop_at_the_same_time_wait_for_the_chief_to_save(new_cluster):
+    machines = new_cluster(ps=1).start(FAR)
+    machines[CHIEF].wait_for('step 2,')
+    for name in PS, WORKER, CHIEF:
+        machines[name].send(signal.SIGTERM)
+    assert machines.statuses() == {CHIEF: 143, WORKER: 0, PS: 0}
+    assert machines.check()[0] > 2
+
+
 # --- All on one machine -------------------------------------------------------------
 
 
