@@ -8,10 +8,11 @@ DATA_DIR   = /tmp/cifar10_data
 TRAIN_DIR  = /tmp/cifar10_train
 EVAL_DIR   = /tmp/cifar10_eval
 RECORD_DIR = /tmp/cifar10_record
+EXPORT_DIR = /tmp/cifar10_export
 WORKERS    = 1
 PS         = 0
 
-.PHONY: help env data train eval multi-gpu cluster eval-pretrained record tensorboard test soak lint bench
+.PHONY: help env data train eval multi-gpu cluster eval-pretrained predict export convert record tensorboard test soak lint bench
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...] [EVAL_DIR=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -88,11 +89,11 @@ FORCE:
 
 # What only some targets need. 7.4 is the last pytest for Python 3.7.
 PACKAGES_cuda     = -r requirements.txt 'tensorflow[and-cuda]'
-PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' 'pyyaml>=5,<7'
+PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' pillow scipy 'pyyaml>=5,<7'
 PACKAGES_pictures = 'matplotlib>=3.5'
 $(ENV)/cuda: $(ENV)/ready
 $(ENV)/tests $(ENV)/pictures: $(READY)
-$(ENV)/cuda $(ENV)/tests $(ENV)/pictures:
+$(ENV)/cuda $(ENV)/tests $(ENV)/pictures: Makefile
 	@echo 'Adding what is needed for $(@F) ...'
 	@$(pip_install) $(PACKAGES_$(@F)) && touch $@
 
@@ -116,6 +117,12 @@ eval: $(READY) ## measure the newest checkpoint, and each one that follows
 	$(RUN) cifar10_eval.py $(DATA) --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" $(ARGS)
 eval-pretrained: $(READY) ## measure the trained model that comes along, in results/
 	$(RUN) cifar10_eval.py $(DATA) --checkpoint_dir=results --eval_dir="$(EVAL_DIR)_pretrained" --run_once $(ARGS)
+predict: $(READY) ## say what is in a picture: ARGS=cat.jpg
+	$(RUN) cifar10_predict.py $(ARGS)
+export: $(READY) ## the trained model that comes along, or another, as a SavedModel to be served
+	$(RUN) cifar10_export.py --export_dir="$(EXPORT_DIR)" $(ARGS)
+convert: $(READY) ## a data set of pictures of your own: ARGS="/my/pictures --data_dir=/data/mine"
+	$(RUN) cifar10_convert.py $(ARGS)
 tensorboard: $(READY) ## show the training and the evaluation in the browser
 	$(RUN) -W ignore -m tensorboard.main --host localhost --logdir$(if $(filter 2,$(CHOICE)),_spec) "train:$(TRAIN_DIR),eval:$(EVAL_DIR)" $(ARGS)
 record: $(ENV)/pictures ## tables, pictures and a small model of the run in TRAIN_DIR
@@ -123,8 +130,9 @@ record: $(ENV)/pictures ## tables, pictures and a small model of the run in TRAI
 	$(RUN) results/pictures.py $(DATA) --record_dir="$(RECORD_DIR)" $(ARGS)
 test: $(ENV)/tests ## run the tests (no data set needed)
 	$(RUN) -m pytest -rs --disable-warnings cifar10_test.py tests $(ARGS)
-soak: $(ENV)/tests ## malformed input, kills and endurance: 90 minutes; ARGS=--quick: some
+soak: $(ENV)/tests ## malformed input, a served model, kills, endurance: 90 minutes; ARGS=--quick: some
 	$(RUN) tests/soak/fuzz.py $(filter --quick,$(ARGS))
+	$(RUN) tests/soak/served.py $(DATA) $(ARGS)
 	$(RUN) tests/soak/kills.py $(DATA) $(ARGS)
 	$(RUN) tests/soak/cluster_kills.py $(DATA) $(ARGS)
 	$(RUN) tests/soak/endurance.py $(DATA) $(ARGS)

@@ -8,14 +8,15 @@
 The network follows Alex Krizhevsky's cuda-convnet
 (https://code.google.com/p/cuda-convnet/) with fully connected layers in the
 place of its locally connected ones: 1,068,298 parameters. Images are
-[batch, 24, 24, 3] float32, labels [batch] int32 in 0..9, logits [batch, 10].
+[batch, 24, 24, 3] float32, labels [batch] int32, logits [batch, 10], or as many as
+the data set has classes.
 """
 
 import os
 import re
 
 import cifar10_input
-from support import dataset, devices
+from support import checkpoints, dataset, devices
 from support.normalization import local_response_normalization
 
 import tensorflow.compat.v1 as tf
@@ -48,6 +49,10 @@ def data_folder():
     return os.path.join(FLAGS.data_dir, dataset.FOLDER)
 
 
+def class_names():
+    return cifar10_input.class_names(data_folder())
+
+
 def maybe_download_and_extract():
     """Makes sure that the data set is in --data_dir, complete and sound.
 
@@ -55,7 +60,7 @@ def maybe_download_and_extract():
       support.script.UserError: it is not, and this says what to do.
     """
     dataset.maybe_download_and_extract(
-        FLAGS.data_dir, FLAGS.data_url, cifar10_input.RECORD_BYTES, NUM_CLASSES
+        FLAGS.data_dir, FLAGS.data_url, cifar10_input.RECORD_BYTES, len(class_names())
     )
 
 
@@ -66,10 +71,11 @@ def distorted_inputs():
     return images, labels
 
 
-def inputs(eval_data):
+def inputs(eval_data, num_views=1):
     """cifar10_input.inputs() as the flags want it, shown in TensorBoard."""
-    images, labels = cifar10_input.inputs(eval_data, data_folder(), FLAGS.batch_size)
-    tf.summary.image('images', images)
+    batch_size = max(1, FLAGS.batch_size // num_views)  # For the network, views are images.
+    images, labels = cifar10_input.inputs(eval_data, data_folder(), batch_size, num_views)
+    tf.summary.image('images', tf.reshape(images, [-1, *images.shape.as_list()[-3:]]))
     return images, labels
 
 
@@ -129,15 +135,16 @@ def _fully_connected(layer, inputs, units, stddev, bias, decay=None, activation=
     return activations
 
 
-def inference(images):
+def inference(images, num_classes=NUM_CLASSES):
     """Builds the network up to its logits.
 
     Args:
       images: [n, 24, 24, 3] float32 from distorted_inputs() or inputs(); n need
         not be known when the graph is built.
+      num_classes: of the data set: len(class_names()).
 
     Returns:
-      logits: [n, 10] float32, not normalized.
+      logits: [n, num_classes] float32, not normalized.
     """
     # As in cuda-convnet, the first layer pools and then normalizes, the second the reverse.
     conv1 = _conv('conv1', images, 64, bias=0.0)  # [n, 24, 24, 64]
@@ -150,7 +157,22 @@ def inference(images):
     local3 = _fully_connected('local3', flat, 384, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
     local4 = _fully_connected('local4', local3, 192, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
     # No softmax here: the loss applies it itself, numerically more stable.
-    return _fully_connected('softmax_linear', local4, NUM_CLASSES, stddev=1 / 192.0, bias=0.0)
+    return _fully_connected('softmax_linear', local4, num_classes, stddev=1 / 192.0, bias=0.0)
+
+
+def probabilities(images, num_classes, num_views):
+    """Builds the network up to the probability of each class, averaged over an image's views.
+
+    Args:
+      images: [n, num_views, 24, 24, 3] float32 from cifar10_input.fixed_views(); a single
+        view also as [n, 24, 24, 3].
+
+    Returns:
+      [n, num_classes] float32.
+    """
+    logits = inference(tf.reshape(images, [-1, *images.shape.as_list()[-3:]]), num_classes)
+    per_view = tf.reshape(tf.nn.softmax(logits), [-1, num_views, num_classes])
+    return tf.reduce_mean(per_view, axis=1)
 
 
 # --- Loss --------------------------------------------------------------------
@@ -160,7 +182,7 @@ def loss(logits, labels):
     """The mean cross entropy of the batch plus the weight decay of local3 and local4.
 
     Args:
-      logits: [n, 10] float32 from inference().
+      logits: [n, num_classes] float32 from inference().
       labels: [n] int32.
 
     Returns:
@@ -184,8 +206,7 @@ def gradient_descent(global_step, images_per_step):
       images_per_step: how many images, on all towers together, make a step.
 
     Returns:
-      A tf.train.Optimizer. With --use_fp16 on a GPU it scales the loss, and has
-      TensorFlow rewrite the graph.
+      A tf.train.Optimizer.
     """
     num_examples = cifar10_input.num_examples(False, data_folder())
     decay_steps = int(num_examples * NUM_EPOCHS_PER_DECAY / images_per_step)
@@ -193,20 +214,7 @@ def gradient_descent(global_step, images_per_step):
         INITIAL_LEARNING_RATE, global_step, decay_steps, LEARNING_RATE_DECAY_FACTOR, staircase=True
     )
     tf.summary.scalar('learning_rate', learning_rate)
-    optimizer = tf.train.GradientDescentOptimizer(learning_rate)
-    if devices.half_precision(FLAGS.use_fp16) == 'float16':
-        with tf.variable_creator_scope(_as_local_variable):
-            optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(optimizer)
-    return optimizer
-
-
-def _as_local_variable(next_creator, **kwargs):
-    """For tf.variable_creator_scope: a variable that is no part of a checkpoint.
-
-    A checkpoint is the same with one device or several, in 16 bits or 32.
-    """
-    kwargs['collections'] = [tf.GraphKeys.LOCAL_VARIABLES]
-    return next_creator(**kwargs)
+    return devices.scale_loss(tf.train.GradientDescentOptimizer(learning_rate), FLAGS.use_fp16)
 
 
 def apply_gradients(optimizer, gradients, total_loss, global_step):
@@ -293,7 +301,7 @@ def _summarize_losses(total_loss):
     with tf.name_scope('losses'), tf.device('/cpu:0'):
         for name, towers in _by_name('losses').items():
             losses[name] = tf.add_n(towers) / len(towers)
-        with tf.variable_creator_scope(_as_local_variable):
+        with tf.variable_creator_scope(checkpoints.as_local_variable):
             update = average.apply(list(losses.values()))
     for name, value in losses.items():
         tf.summary.scalar(f'losses/{name}_raw', value)

@@ -4,8 +4,9 @@
     CUDA_VISIBLE_DEVICES=1 python cifar10_eval.py     on the second GPU
     python cifar10_eval.py --run_once                 once, then end
 
-Precision @ 1 is how often the class with the largest logit is the label. The
-variables are replaced by their moving averages. Every image counts exactly once.
+Precision @ 1 is how often the most probable class is the label. The variables are
+replaced by their moving averages. Every image counts exactly once. With --views=10 the
+probabilities are those of ten views of an image, averaged; that is another figure.
 It ends by itself when the training run is finished and its last checkpoint done.
 """
 
@@ -25,39 +26,34 @@ tf.flags.DEFINE_string('checkpoint_dir', '/tmp/cifar10_train', 'Folder of the ch
 tf.flags.DEFINE_integer('eval_interval_secs', 300, 'Seconds between evaluations.', lower_bound=1)
 tf.flags.DEFINE_integer('num_examples', 10000, 'Images to evaluate, at most.', lower_bound=1)
 tf.flags.DEFINE_bool('run_once', False, 'Evaluate once and end.')
+tf.flags.DEFINE_enum(
+    'views', '1', ['1', '10'], 'The centre of an image, or corners and mirror images too.'
+)
 tf.flags.DEFINE_bool('use_moving_averages', True, 'Take the averages for the variables.')
 tf.flags.adopt_module_key_flags(cifar10)
-
-POLL_SECS = 5  # How often to look whether training is finished while no checkpoint comes.
 
 
 def correct_predictions():
     """Builds the network on the images that the flags name.
 
     Returns:
-      [n] bool for the next batch of n images: is the class with the largest logit the label?
+      [n] bool for the next batch of n images: is the most probable class the label?
     """
-    images, labels = cifar10.inputs(eval_data=FLAGS.eval_data == 'test')
-    logits = cifar10.inference(images)
+    num_views = int(FLAGS.views)
+    images, labels = cifar10.inputs(FLAGS.eval_data == 'test', num_views)
+    probabilities = cifar10.probabilities(images, len(cifar10.class_names()), num_views)
     with tf.name_scope('precision'):
-        # Not tf.nn.in_top_k: that takes a tie between all ten classes for a hit.
-        return tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+        # Not tf.nn.in_top_k: that takes a tie between all classes for a hit.
+        return tf.equal(tf.argmax(probabilities, 1, output_type=tf.int32), labels)
 
 
 def model_variables():
     """Dict of name in the checkpoint -> tf.Variable, for the ten variables of the model."""
-    # Made for the sake of its names: nothing is averaged here.
-    average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
-    return {
-        average.average_name(variable) if FLAGS.use_moving_averages else variable.op.name: variable
-        for variable in tf.trainable_variables()
-    }
-
-
-def num_examples():
-    """--num_examples, or all that there are if there are fewer."""
-    available = cifar10_input.num_examples(FLAGS.eval_data == 'test', cifar10.data_folder())
-    return min(FLAGS.num_examples, available)
+    if FLAGS.use_moving_averages:
+        # Made for the sake of its names: nothing is averaged here.
+        average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
+        return average.variables_to_restore()
+    return {variable.op.name: variable for variable in tf.trainable_variables()}
 
 
 def count_correct(session, correct, num_examples, summary_op):
@@ -99,46 +95,18 @@ def count_correct(session, correct, num_examples, summary_op):
 
 
 def checkpoints_to_evaluate():
-    """Yields the newest checkpoint; without --run_once, again whenever there is a newer one.
-
-    At most one in --eval_interval_secs, and up to the end of training.
-
-    Raises:
-      script.UserError: with --run_once, there is none; without, the state file is of no use.
-    """
+    """The newest checkpoint; without --run_once, again whenever there is a newer one."""
     if FLAGS.run_once:
-        path = checkpoints.newest(FLAGS.checkpoint_dir)
-        if path is None:
-            raise script.UserError(f'--checkpoint_dir: no checkpoint in {FLAGS.checkpoint_dir}')
-        yield path
-        return
-    state = tf.train.get_checkpoint_state(FLAGS.checkpoint_dir)
-    if checkpoints.paths(FLAGS.checkpoint_dir) and not (
-        state and tf.train.checkpoint_exists(state.model_checkpoint_path)
-    ):
-        raise script.UserError(
-            f'{FLAGS.checkpoint_dir}/checkpoint names no checkpoint that is there, as in a folder '
-            'that was moved. --run_once evaluates the newest one.'
-        )
-    print(f'Evaluating checkpoints in {FLAGS.checkpoint_dir} as they come.', flush=True)
-    step = None
-
-    def is_done():
-        return step is not None and step == checkpoints.finished_step(FLAGS.checkpoint_dir)
-
-    for path in tf.train.checkpoints_iterator(
-        FLAGS.checkpoint_dir, FLAGS.eval_interval_secs, timeout=POLL_SECS, timeout_fn=is_done
-    ):
-        step = checkpoints.step_of(path)
-        yield path
-        if is_done():
-            break
-    print(f'Training finished at step {step}; no newer checkpoint will come.')
+        return [checkpoints.newest(FLAGS.checkpoint_dir, required=True)]
+    return checkpoints.as_they_come(FLAGS.checkpoint_dir, FLAGS.eval_interval_secs)
 
 
 def evaluate():
     """Prints the precision @ 1 of checkpoints, and writes it for TensorBoard."""
-    total = num_examples()
+    available = cifar10_input.num_examples(FLAGS.eval_data == 'test', cifar10.data_folder())
+    total = min(FLAGS.num_examples, available)
+    of = '' if total == available else f' of {available}'
+    views = '' if FLAGS.views == '1' else f' ({FLAGS.views} views)'
     with tf.Graph().as_default() as graph:
         correct = correct_predictions()
         cifar10.summarize_activations()
@@ -158,11 +126,11 @@ def evaluate():
             # A session of its own: new queues, so that the input starts from the beginning.
             with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
                 saver.restore(session, path)
-                print(f'Evaluating {path} on {total} images.', flush=True)
+                print(f'Evaluating {path} on {total}{of} images{views}.', flush=True)
                 right, serialized = count_correct(session, correct, total, summary_op)
-            print(f'{datetime.now()}: precision @ 1 = {right / total:.3f}', flush=True)
+            print(f'{datetime.now()}: precision @ 1 = {right / total:.3f}{views}', flush=True)
             summary = tf.Summary.FromString(serialized)
-            summary.value.add(tag='Precision @ 1', simple_value=right / total)
+            summary.value.add(tag='Precision @ 1' + views, simple_value=right / total)
             writer.add_summary(summary, checkpoints.step_of(path))
             writer.flush()
 

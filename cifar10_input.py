@@ -38,15 +38,18 @@ tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_v2_behavior()  # The same graphs and sessions in TensorFlow 2.
 tf.enable_resource_variables()  # What has been read stays, whatever is written meanwhile.
 
-IMAGE_SIZE = 24
-NUM_CLASSES = 10
-NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
-NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
-
-RECORD_HEIGHT = RECORD_WIDTH = 32
+RECORD_SIZE = 32  # Height and width of the images in the files ...
+IMAGE_SIZE = 24  # ... and of what is cut out of them for the network.
 RECORD_DEPTH = 3
 LABEL_BYTES = 1
-RECORD_BYTES = LABEL_BYTES + RECORD_HEIGHT * RECORD_WIDTH * RECORD_DEPTH
+RECORD_BYTES = LABEL_BYTES + RECORD_SIZE * RECORD_SIZE * RECORD_DEPTH
+
+# Of CIFAR-10. A data folder may hold any number of images, of 2 to 256 classes.
+NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
+NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
+NUM_CLASSES = 10
+CLASS_NAMES = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
+CLASS_NAMES_FILE = 'batches.meta.txt'
 
 NUM_PREPROCESS_THREADS = 16
 RECORDS_PER_READ = 256
@@ -68,6 +71,23 @@ def num_examples(eval_data, data_dir):
     return sum(os.path.getsize(path) // RECORD_BYTES for path in data_files(eval_data, data_dir))
 
 
+def class_names(folder):
+    """The names of the classes, in the order of their labels: CIFAR-10's, or others in a file.
+
+    The file lies beside the data, one name a line, and beside the checkpoints of a model.
+    """
+    path = os.path.join(folder, CLASS_NAMES_FILE)
+    if not os.path.exists(path):
+        return CLASS_NAMES
+    with open(path, encoding='utf-8') as file:
+        return [line.strip() for line in file if line.strip()]
+
+
+def write_class_names(folder, names):
+    with open(os.path.join(folder, CLASS_NAMES_FILE), 'w', encoding='utf-8') as file:
+        file.writelines(name + '\n' for name in names)
+
+
 def read_cifar10(filename_queue, num_records=None):
     """Reads one record, or up to `num_records` of them, from the files in a queue.
 
@@ -82,7 +102,7 @@ def read_cifar10(filename_queue, num_records=None):
       A Record:
         height, width, depth: 32, 32, 3.
         key: string, FILE:RECORD. Shape [], or [n] for many records.
-        label: int32 in 0..9. Shape [1], or [n, 1].
+        label: int32, the number of the class. Shape [1], or [n, 1].
         uint8image: uint8. Shape [32, 32, 3], or [n, 32, 32, 3].
     """
     reader = tf.FixedLengthRecordReader(record_bytes=RECORD_BYTES)
@@ -96,10 +116,10 @@ def read_cifar10(filename_queue, num_records=None):
     record = tf.reshape(tf.decode_raw(value, tf.uint8), leading + [RECORD_BYTES])
     label = tf.cast(record[..., :LABEL_BYTES], tf.int32)
     planes = tf.reshape(
-        record[..., LABEL_BYTES:], leading + [RECORD_DEPTH, RECORD_HEIGHT, RECORD_WIDTH]
+        record[..., LABEL_BYTES:], leading + [RECORD_DEPTH, RECORD_SIZE, RECORD_SIZE]
     )
     image = tf.transpose(planes, [1, 2, 0] if num_records is None else [0, 2, 3, 1])
-    return Record(RECORD_HEIGHT, RECORD_WIDTH, RECORD_DEPTH, key, label, image)
+    return Record(RECORD_SIZE, RECORD_SIZE, RECORD_DEPTH, key, label, image)
 
 
 def random_crop_and_flip(images):
@@ -114,14 +134,14 @@ def random_crop_and_flip(images):
         return tf.random_uniform([n, 1, 1], maxval=maxval, dtype=tf.int32)
 
     offset = tf.range(IMAGE_SIZE)
-    rows = one_per_image(RECORD_HEIGHT - IMAGE_SIZE + 1) + offset[:, tf.newaxis]  # [n, 24, 1]
+    rows = one_per_image(RECORD_SIZE - IMAGE_SIZE + 1) + offset[:, tf.newaxis]  # [n, 24, 1]
     # Where flip is 1, offset + flip * (23 - 2 * offset) counts down from 23.
     flip = one_per_image(2)
-    columns = one_per_image(RECORD_WIDTH - IMAGE_SIZE + 1) + offset  # [n, 1, 24]
+    columns = one_per_image(RECORD_SIZE - IMAGE_SIZE + 1) + offset  # [n, 1, 24]
     columns += flip * (IMAGE_SIZE - 1 - 2 * offset)
     image = tf.range(n)[:, tf.newaxis, tf.newaxis]  # [n, 1, 1]
     pixels = tf.reshape(images, [-1, RECORD_DEPTH])
-    return tf.gather(pixels, (image * RECORD_HEIGHT + rows) * RECORD_WIDTH + columns)
+    return tf.gather(pixels, (image * RECORD_SIZE + rows) * RECORD_SIZE + columns)
 
 
 def random_brightness(images):
@@ -143,17 +163,17 @@ def random_contrast(images):
 
 
 def standardize(images):
-    """Gives each image of [n, height, width, 3] float32 mean 0 and stddev 1.
+    """Gives each image of [..., height, width, 3] float32 mean 0 and stddev 1.
 
     The stddev that it divides by is at least 1/sqrt(number of values), so that
     images of a single colour become zeros:
     https://www.tensorflow.org/api_docs/python/tf/image/per_image_standardization
     """
-    num_values = tf.cast(tf.size(images[0]), tf.float32)
-    mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
+    num_values = images.shape[-3:].num_elements()
+    mean = tf.reduce_mean(images, axis=[-3, -2, -1], keepdims=True)
     centered = images - mean
-    variance = tf.reduce_mean(tf.square(centered), axis=[1, 2, 3], keepdims=True)
-    return centered * tf.minimum(tf.rsqrt(variance), tf.sqrt(num_values))
+    variance = tf.reduce_mean(tf.square(centered), axis=[-3, -2, -1], keepdims=True)
+    return centered * tf.minimum(tf.rsqrt(variance), num_values**0.5)
 
 
 def distort(images):
@@ -163,11 +183,17 @@ def distort(images):
         return standardize(random_contrast(random_brightness(images)))
 
 
-def crop_center(images):
-    """[n, 32, 32, 3] -> the central [n, 24, 24, 3]."""
-    top = (RECORD_HEIGHT - IMAGE_SIZE) // 2
-    left = (RECORD_WIDTH - IMAGE_SIZE) // 2
-    return images[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+def fixed_views(images, num_views):
+    """[n, 32, 32, 3] uint8 -> [n, num_views, 24, 24, 3] float32, without randomness.
+
+    One view is the centre. Ten are, as in cuda-convnet, the centre and the four corners, and
+    the mirror images of these five.
+    """
+    last = RECORD_SIZE - IMAGE_SIZE
+    windows = [(last // 2, last // 2), (0, 0), (0, last), (last, 0), (last, last)]
+    views = [images[:, y : y + IMAGE_SIZE, x : x + IMAGE_SIZE] for y, x in windows]
+    views += [view[:, :, ::-1] for view in views]
+    return standardize(tf.cast(tf.stack(views[:num_views], axis=1), tf.float32))
 
 
 def distorted_inputs(data_dir, batch_size):
@@ -185,8 +211,9 @@ def distorted_inputs(data_dir, batch_size):
     # to wait until the queue is that full: when the session has started.
     min_fraction_of_examples_in_queue = 0.4
     min_queue_examples = int(num_examples(False, data_dir) * min_fraction_of_examples_in_queue)
+    kind = 'CIFAR images' if class_names(data_dir) == CLASS_NAMES else 'images'
     print(
-        f'Filling queue with {min_queue_examples} CIFAR images before starting to train. '
+        f'Filling queue with {min_queue_examples} {kind} before starting to train. '
         'This will take a few seconds.',
         flush=True,
     )
@@ -205,7 +232,7 @@ def distorted_inputs(data_dir, batch_size):
     return images, labels
 
 
-def inputs(eval_data, data_dir, batch_size):
+def inputs(eval_data, data_dir, batch_size, num_views=1):
     """One pass over the test set or the training set, undistorted. Pinned to the CPU.
 
     Every record comes exactly once, in an order that the threads decide. The
@@ -216,9 +243,11 @@ def inputs(eval_data, data_dir, batch_size):
       eval_data: True for the test set, False for the training set.
       data_dir: the folder that holds the .bin files.
       batch_size: images per batch; the last batch is as small as it comes.
+      num_views: 1 or 10; see fixed_views().
 
     Returns:
-      images: [n, 24, 24, 3] float32, central crops, each of mean 0 and stddev 1.
+      images: [n, 24, 24, 3] float32, central crops, each of mean 0 and stddev 1; with
+        num_views=10, [n, 10, 24, 24, 3].
       labels: [n] int32. n is at most batch_size.
 
     Raises:
@@ -229,9 +258,9 @@ def inputs(eval_data, data_dir, batch_size):
             data_files(eval_data, data_dir), num_epochs=1, shuffle=False
         )
         record = read_cifar10(filename_queue, RECORDS_PER_READ)
-        images = standardize(tf.cast(crop_center(record.uint8image), tf.float32))
+        views = fixed_views(record.uint8image, num_views)
         return tf.train.batch(
-            [images, record.label[:, 0]],
+            [views[:, 0] if num_views == 1 else views, record.label[:, 0]],
             batch_size=batch_size,
             num_threads=NUM_PREPROCESS_THREADS,
             capacity=3 * max(batch_size, RECORDS_PER_READ),

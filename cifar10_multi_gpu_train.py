@@ -53,7 +53,8 @@ def tower_loss(batches):
     """The loss of one tower on the next batch from the queue. A scalar."""
     with tf.device('/cpu:0'):
         images, labels = batches.dequeue()
-    return cifar10.loss(cifar10.inference(images), labels)
+    logits = cifar10.inference(images, len(cifar10.class_names()))
+    return cifar10.loss(logits, labels)
 
 
 def average_gradients(tower_gradients):

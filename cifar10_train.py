@@ -17,6 +17,7 @@ import signal
 import time
 
 import cifar10
+import cifar10_input
 from support import checkpoints, devices, script
 
 import numpy as np
@@ -45,7 +46,8 @@ Step = collections.namedtuple('Step', ['train_op', 'loss', 'num_images'])
 def build_step(global_step):
     """Builds the training graph for one device. Returns a Step."""
     images, labels = cifar10.distorted_inputs()
-    loss = cifar10.loss(cifar10.inference(images), labels)
+    logits = cifar10.inference(images, len(cifar10.class_names()))
+    loss = cifar10.loss(logits, labels)
     return Step(cifar10.train(loss, global_step), loss, FLAGS.batch_size)
 
 
@@ -85,6 +87,8 @@ def train_until_signal(build, signals, target='', device=None):
         if checkpoint:
             checkpoints.choose(checkpoint, FLAGS.max_to_keep)
         checkpoints.clear_finished(FLAGS.train_dir)
+        # With them, a checkpoint can be used where the data set isn't.
+        cifar10_input.write_class_names(FLAGS.train_dir, cifar10.class_names())
         done = run_steps(step, global_step, checkpoint, signals, target)
 
     saved = tf.train.latest_checkpoint(FLAGS.train_dir)

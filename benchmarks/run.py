@@ -120,7 +120,13 @@ def tensorflow_commands(python, data_dir, quick):
         },
         times(6),
     )
-    sections['evaluation'] = {'ours': worker('evaluation')}, times(3)
+    sections['evaluation'] = (
+        {
+            'ours': worker('evaluation'),
+            'ten views': worker('evaluation', '--views=10', '--num_examples=2000'),
+        },
+        times(5),
+    )
     sections['records_per_read'] = (
         {str(n): input_worker('--records_per_read=%d' % n) for n in RECORDS_PER_READ},
         times(3),

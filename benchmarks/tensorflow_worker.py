@@ -4,12 +4,12 @@
                           of its threads to the first batch, and the peak of resident memory
     --measure=step        ms of a training step with its input: session.run as the trainer
                           calls it, without its hooks
-    --measure=evaluation  images/s of the evaluator's pass over the test set: input, network,
-                          counting; variables are as initialized
+    --measure=evaluation  images/s of the evaluator's pass over --num_examples of the test set:
+                          input, network, counting; variables are as initialized
     --measure=arithmetic  ms that the multiplications of a training step would take at the rate
                           of a float32 product of two 2048 x 2048 matrices
 
-The project's own flags apply: --batch_size, --use_fp16, --num_gpus, --data_dir.
+The project's own flags apply: --batch_size, --use_fp16, --num_gpus, --data_dir, --views.
 """
 
 import os
@@ -161,7 +161,8 @@ def measure_evaluation():
     cifar10.summarize_activations()
     summary_op = tf.summary.merge_all()
     initialize = tf.global_variables_initializer()
-    num_examples = cifar10_eval.num_examples()
+    available = cifar10_input.num_examples(True, cifar10.data_folder())
+    num_examples = min(FLAGS.num_examples, available)
 
     def block():
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:

@@ -26,8 +26,6 @@ import tensorflow.compat.v1 as tf
 
 FLAGS = tf.flags.FLAGS
 
-CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
-
 
 def save(figure, name):
     path = os.path.join(FLAGS.record_dir, name)
@@ -86,30 +84,35 @@ def predict(checkpoint):
     """Classifies the test set in the order of its file.
 
     Returns:
-      images: [10000, 32, 32, 3] uint8; labels: [10000]; probabilities: [10000, 10];
+      images: [n, 32, 32, 3] uint8; labels: [n]; probabilities: [n, number of classes];
       filters: [5, 5, 3, 64] float32, the weights of conv1.
     """
     (path,) = cifar10_input.data_files(True, cifar10.data_folder())
     records = np.fromfile(path, np.uint8).reshape(-1, cifar10_input.RECORD_BYTES)
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    size = cifar10_input.RECORD_SIZE
+    images = records[:, 1:].reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
     with tf.Graph().as_default():
-        batch = tf.placeholder(tf.uint8, [None, 32, 32, 3])
-        cropped = tf.cast(cifar10_input.crop_center(batch), tf.float32)
-        probabilities = tf.nn.softmax(cifar10.inference(cifar10_input.standardize(cropped)))
+        batch = tf.placeholder(tf.uint8, [None, size, size, 3])
+        views = cifar10_input.fixed_views(batch, 1)
+        probabilities = cifar10.probabilities(views, len(cifar10.class_names()), 1)
         variables = cifar10_eval.model_variables()
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             tf.train.Saver(variables).restore(session, checkpoint)
             predicted = np.concatenate(
-                [session.run(probabilities, {batch: part}) for part in np.array_split(images, 20)]
+                [
+                    session.run(probabilities, {batch: part})
+                    for part in np.array_split(images, -(-len(images) // 500))
+                ]
             )
             filters = session.run(variables['conv1/weights/ExponentialMovingAverage'])
     return images, records[:, 0], predicted, filters
 
 
-def draw_confusion(labels, predicted):
-    counts = np.zeros([10, 10], int)
+def draw_confusion(labels, predicted, names):
+    counts = np.zeros([len(names), len(names)], int)
     np.add.at(counts, (labels, predicted), 1)
-    figure, axes = plt.subplots(figsize=(6.5, 6.5))
+    size = max(3, min(1.5 + len(names) / 2, 25))  # Inches; the numbers of 50 classes fit in.
+    figure, axes = plt.subplots(figsize=(size, size))
     axes.imshow(np.sqrt(counts), cmap='Blues')
     for label, row in enumerate(counts):
         for prediction, count in enumerate(row):
@@ -123,9 +126,13 @@ def draw_confusion(labels, predicted):
                 color='white' if count > counts.max() / 3 else 'black',
             )
     axes.set(
-        xticks=range(10), yticks=range(10), yticklabels=CLASSES, xlabel='predicted', ylabel='label'
+        xticks=range(len(names)),
+        yticks=range(len(names)),
+        yticklabels=names,
+        xlabel='predicted',
+        ylabel='label',
     )
-    axes.set_xticklabels(CLASSES, rotation=45, ha='right')
+    axes.set_xticklabels(names, rotation=45, ha='right')
     save(figure, 'confusion.png')
 
 
@@ -144,7 +151,7 @@ def draw_filters(filters):
     save(figure, 'filters.png')
 
 
-def draw_errors(images, labels, probabilities):
+def draw_errors(images, labels, probabilities, names):
     """The 32 images of the largest cross entropy, with label, prediction and its probability."""
     truth = probabilities[np.arange(len(labels)), labels]
     figure, all_axes = plt.subplots(4, 8, figsize=(11, 7))
@@ -153,7 +160,7 @@ def draw_errors(images, labels, probabilities):
     for axes, index in zip(all_axes.flat, np.argsort(truth)):
         guess = probabilities[index].argmax()
         axes.imshow(images[index])
-        label = f'{CLASSES[labels[index]]}, taken\nfor {CLASSES[guess]}'
+        label = f'{names[labels[index]]}, taken\nfor {names[guess]}'
         axes.set_title(f'{label}: {probabilities[index, guess]:.2f}', fontsize=8)
     figure.tight_layout()
     save(figure, 'errors.png')
@@ -171,9 +178,10 @@ def main():
     draw_losses(tables[0])
     draw_precision(tables[1])
     images, labels, probabilities, filters = predict(saved[0])
-    draw_confusion(labels, probabilities.argmax(axis=1))
+    names = cifar10.class_names()
+    draw_confusion(labels, probabilities.argmax(axis=1), names)
     draw_filters(filters)
-    draw_errors(images, labels, probabilities)
+    draw_errors(images, labels, probabilities, names)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,8 @@ Into --record_dir go
     checkpoints.csv    every 2,500 steps or so: the same, and precision @ 1 on the test
                        set, with moving averages and without
     model.ckpt-STEP    of the newest checkpoint the moving averages only: half the size,
-                       and all that the evaluator needs; `checkpoint` names it
+                       and all that the evaluator needs; `checkpoint` names it,
+                       and batches.meta.txt its classes
 
 `hours` is how long trainers have been at work, from the first event of each to its
 last, without the time in between. Run again on the same run, it adds what is new: a
@@ -27,6 +28,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import cifar10
 import cifar10_eval
+import cifar10_input
 import cifar10_train
 from support import checkpoints, devices, script
 
@@ -117,7 +119,7 @@ def every(paths, steps):
 def precision(path, averages):
     """Precision @ 1 of a checkpoint on the whole test set, with or without moving averages."""
     FLAGS.use_moving_averages = averages
-    total = cifar10_eval.num_examples()
+    total = cifar10_input.num_examples(True, cifar10.data_folder())
     with tf.Graph().as_default():
         correct = cifar10_eval.correct_predictions()
         saver = tf.train.Saver(cifar10_eval.model_variables())
@@ -204,6 +206,7 @@ def main():
     table = os.path.join(FLAGS.record_dir, 'checkpoints.csv')
     evaluate(every(saved, FLAGS.record_steps), losses, table)
     print(f'Saved {save_averages(saved[-1], FLAGS.record_dir)}.')
+    cifar10_input.write_class_names(FLAGS.record_dir, cifar10.class_names())
 
 
 if __name__ == '__main__':

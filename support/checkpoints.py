@@ -2,11 +2,15 @@
 
 import os
 import re
+import sys
 
 from support import script
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+
+
+POLL_SECS = 5  # How often to look whether training is finished while no checkpoint comes.
 
 
 def step_of(path):
@@ -63,26 +67,57 @@ def misfit(path, variables):
     return None
 
 
-def newest(folder):
+def newest(folder, required=False):
     """The newest usable checkpoint, or None where there is no checkpoint at all.
 
     Names those that it passes over.
 
     Raises:
-      script.UserError: there are checkpoints, but none is usable.
+      script.UserError: there are checkpoints, but none is usable; or one is `required`.
     """
     found = paths(folder)
     for path in found:
         problem = damage(path)
         if problem is None:
             return path
-        print(f'Passing over {path}: {problem}', flush=True)
+        print(f'Passing over {path}: {problem}', file=sys.stderr, flush=True)
     if found:
         raise script.UserError(
-            f'no checkpoint in {folder} is usable; move them away, or choose another folder, to '
-            'start afresh'
+            f'no checkpoint in {folder} is usable; move them away, or choose another folder'
         )
+    if required:
+        raise script.UserError(f'there is no checkpoint in {folder}')
     return None
+
+
+def as_they_come(folder, interval_secs):
+    """Yields the newest checkpoint, and again whenever there is a newer one.
+
+    At most one in `interval_secs`, and up to the end of training.
+
+    Raises:
+      script.UserError: there are checkpoints, but the state file is of no use.
+    """
+    state = tf.train.get_checkpoint_state(folder)
+    if paths(folder) and not (state and tf.train.checkpoint_exists(state.model_checkpoint_path)):
+        raise script.UserError(
+            f'{folder}/checkpoint names no checkpoint that is there, as in a folder that was '
+            'moved. --run_once evaluates the newest one.'
+        )
+    print(f'Evaluating checkpoints in {folder} as they come.', flush=True)
+    step = None
+
+    def is_done():
+        return step is not None and step == finished_step(folder)
+
+    for path in tf.train.checkpoints_iterator(
+        folder, interval_secs, timeout=POLL_SECS, timeout_fn=is_done
+    ):
+        step = step_of(path)
+        yield path
+        if is_done():
+            break
+    print(f'Training finished at step {step}; no newer checkpoint will come.')
 
 
 def choose(path, max_to_keep):
@@ -106,6 +141,15 @@ def choose(path, max_to_keep):
     found = paths(folder)
     listed = [os.path.basename(each) for each in reversed(found[found.index(path) :])]
     tf.train.update_checkpoint_state(os.path.abspath(folder), listed[-1], listed[-max_to_keep:])
+
+
+def as_local_variable(next_creator, **kwargs):
+    """For tf.variable_creator_scope: a variable that is no part of a checkpoint.
+
+    A checkpoint is the same with one device or several, in 16 bits or 32.
+    """
+    kwargs['collections'] = [tf.GraphKeys.LOCAL_VARIABLES]
+    return next_creator(**kwargs)
 
 
 def diverged(what):

@@ -61,19 +61,23 @@ def maybe_download_and_extract(data_dir, data_url, record_bytes, num_classes):
 
     Raises:
       script.UserError: no source could deliver, or a file is neither official nor one of
-        the user's own complete set.
+        the user's own complete set, or its records are not as they should be.
     """
     folder = os.path.join(data_dir, FOLDER)
-    if _missing_files(folder, record_bytes, num_classes):
+    if not 2 <= num_classes <= 256:
+        raise script.UserError(f'{folder} names {num_classes} classes; 2 to 256 are possible')
+    if _missing_files(folder):
         os.makedirs(folder, exist_ok=True)
         busy = f'Waiting for another process that is getting the data into {data_dir}.'
         with script.locked(data_dir, busy, wait=True):
-            missing = _missing_files(folder, record_bytes, num_classes)
+            missing = _missing_files(folder)
             if missing:
                 _fetch(missing, folder, data_dir, data_url)
+    for name in SHA256:
+        _check_records(os.path.join(folder, name), record_bytes, num_classes)
 
 
-def _missing_files(folder, record_bytes, num_classes):
+def _missing_files(folder):
     """Returns the names of the files that are not there; refuses those that are of no use."""
     present = [name for name in SHA256 if os.path.exists(os.path.join(folder, name))]
     missing = [name for name in SHA256 if name not in present]
@@ -84,8 +88,6 @@ def _missing_files(folder, record_bytes, num_classes):
             f'damaged or cut short): {", ".join(foreign)}; missing: {", ".join(missing) or "-"}. '
             'Move what is not official out of it, or supply six files of your own.'
         )
-    for name in foreign:
-        _check_records(os.path.join(folder, name), record_bytes, num_classes)
     return missing
 
 
@@ -114,7 +116,8 @@ def _check_records(path, record_bytes, num_classes):
     if wrong.size:
         raise script.UserError(
             f'{path}: record {wrong[0]} has the label {labels[wrong[0]]}, but labels go from 0 to '
-            f'{num_classes - 1}. Correct the file.'
+            f'{num_classes - 1}. Correct the file, or batches.meta.txt beside it, which names the '
+            'classes.'
         )
 
 

@@ -3,6 +3,8 @@
 import os
 import re
 
+from support import checkpoints
+
 import tensorflow.compat.v1 as tf
 
 # Trainer and evaluator can share a GPU: neither takes more of its memory than it needs.
@@ -32,9 +34,11 @@ def _cpu_has_bfloat16():
 def session_config(use_fp16, log_device_placement=False):
     """The tf.ConfigProto of every session here: ops move to where they can run."""
     config = tf.ConfigProto(allow_soft_placement=True, log_device_placement=log_device_placement)
+    options = config.graph_options.rewrite_options
     if half_precision(use_fp16) == 'bfloat16':
-        options = config.graph_options.rewrite_options
         options.auto_mixed_precision_onednn_bfloat16 = options.ON
+    elif half_precision(use_fp16) == 'float16':
+        options.auto_mixed_precision = options.ON
     return config
 
 
@@ -53,6 +57,14 @@ def with_ps(chief, num_ps):
         return task
 
     return tf.train.replica_device_setter(num_ps, worker_device=chief, ps_strategy=least_loaded)
+
+
+def scale_loss(optimizer, use_fp16):
+    """The optimizer; in float16, one that scales the loss, as small gradients would become 0."""
+    if half_precision(use_fp16) != 'float16':
+        return optimizer
+    with tf.variable_creator_scope(checkpoints.as_local_variable):
+        return tf.train.experimental.enable_mixed_precision_graph_rewrite(optimizer)
 
 
 def describe(use_fp16):

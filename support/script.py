@@ -15,18 +15,21 @@ class UserError(Exception):
     """What a user can mend; the text says what is wrong and the way out."""
 
 
-def run(main):
+def run(main, takes_arguments=False):
     """Parses the flags, calls main() and exits with the status that it returns.
+
+    With `takes_arguments`, it is main(list of those that are no flags); otherwise there must
+    be none.
 
     A UserError is told in one line, with status 1. Everything else that is raised keeps
     its traceback. Until hear_signals() is called, signals end the script at once.
     """
 
     def checked_main(argv):
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_arguments:
             raise app.UsageError('unexpected argument: ' + argv[1])
         try:
-            return main()
+            return main(argv[1:]) if takes_arguments else main()
         except UserError as error:
             return f'{os.path.basename(argv[0])}: {error}'
 

@@ -73,7 +73,7 @@ import cifar10_input, time
 import tensorflow.compat.v1 as tf
 function, seconds = %r
 quick = getattr(cifar10_input, function)
-def slow(images):
+def slow(images, *others):
     tokens = tf.FIFOQueue(1000, tf.int32, [[]])
     def wait(zeros):
         time.sleep(seconds)
@@ -83,7 +83,7 @@ def slow(images):
     if seconds:
         tf.train.add_queue_runner(tf.train.QueueRunner(tokens, [enqueue]))
     with tf.control_dependencies([tokens.dequeue()]):
-        return quick(tf.identity(images))
+        return quick(tf.identity(images), *others)
 setattr(cifar10_input, function, slow)
 '''
 

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_found_out_and_passed_over_by_name(
     assert checkpoints.newest(str(tmp_path)) == good
     # Without its index it is no checkpoint any more.
     passed_over = '' if (suffix, spoil) == ('.index', remove) else f'Passing over {bad}: {reason}\n'
-    assert capsys.readouterr().out == passed_over
+    assert capsys.readouterr().err == passed_over
 
 
 @pytest.mark.parametrize('suffix', [DATA, '.index'])
@@ -144,7 +144,7 @@ def test_a_checkpoint_with_a_number_that_is_not_finite_is_passed_over(
     good, bad = write(3), write(4, biases=np.float32([0, value]))
     assert checkpoints.damage(bad) == 'biases is not finite'
     assert checkpoints.newest(str(tmp_path)) == good
-    assert capsys.readouterr().out == f'Passing over {bad}: biases is not finite\n'
+    assert capsys.readouterr().err == f'Passing over {bad}: biases is not finite\n'
 
 
 def test_where_none_is_usable_that_is_an_error_and_not_a_fresh_start(write, tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_where_none_is_usable_that_is_an_error_and_not_a_fresh_start(write, tmp_
     empty(tmp_path / ('model.ckpt-4' + DATA))
     with pytest.raises(script.UserError, match=re.escape(str(tmp_path))):
         checkpoints.newest(str(tmp_path))
-    named = re.findall(r'^Passing over (.*?): .', capsys.readouterr().out, re.MULTILINE)
+    named = re.findall(r'^Passing over (.*?): .', capsys.readouterr().err, re.MULTILINE)
     assert named == paths
 
 

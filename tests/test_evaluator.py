@@ -1,5 +1,6 @@
 """Tests of cifar10_eval.py: the figure that it prints, and when it prints none."""
 
+import collections
 import os
 import re
 import shutil
@@ -88,7 +89,7 @@ def test_with_a_flag_it_is_that_of_the_variables_and_a_tie_of_all_classes_is_no_
 def test_num_examples_limits_how_many_images_count(evaluate, known, tmp_path):
     path = write_checkpoint(tmp_path, 12, known.variables)
     lines, precisions = evaluate(num_examples=19)
-    assert lines[1] == f'Evaluating {path} on 19 images.'
+    assert lines[1] == f'Evaluating {path} on 19 of 40 images.'
     # 17 of the 40 are wrong. The threads decide on which 19 come first.
     assert precisions[0] in [f'{right / 19:.3f}' for right in range(2, 20)]
 
@@ -121,6 +122,85 @@ def test_a_checkpoint_of_another_copy_of_the_tutorial_is_evaluated(evaluate, kno
     _, precisions = evaluate()
     assert precisions == ['0.575']
     assert steps_with_precision(tmp_path / 'eval') == [7]
+
+
+# --- Ten views ---------------------------------------------------------------
+
+
+def mean_probabilities(variables, images):
+    """NumPy's softmax outputs, [n, 10], over the centre, the four corners and their mirrors."""
+    total = 0
+    for y, x in (4, 4), (0, 0), (0, 8), (8, 0), (8, 8):
+        window = images[:, y : y + 24, x : x + 24]
+        for view in window, window[:, :, ::-1]:
+            logits = reference.logits(variables, reference.standardize(view))
+            shares = np.exp(logits)
+            total = total + shares / shares.sum(axis=1, keepdims=True)
+    return total / 10
+
+
+Viewed = collections.namedtuple('Viewed', 'data_dir averages variables precision')
+
+
+@pytest.fixture(scope='module')
+def viewed(tmp_path_factory):
+    """10 images for the test and 50 for training, and NumPy's precisions; no two are equal."""
+    images = reference.rectangle_images(10)
+    averages, variables = (reference.random_variables(i, local3=3, local4=3) for i in (1, 2))
+    of_averages, of_variables = (mean_probabilities(each, images) for each in (averages, variables))
+    for probabilities in of_averages, of_variables:
+        ranked = np.sort(probabilities, axis=1)
+        assert (ranked[:, -1] - ranked[:, -2] > 1e-4).all(), 'too close a race for float32'
+    predicted = of_averages.argmax(axis=1)
+    labels = np.tile(predicted, 6)
+    labels[[2, 5, 9]] += 1
+    labels[10:30] += 1
+    labels %= 10
+    precision = {
+        'averages': 0.7,
+        'variables': np.mean(of_variables.argmax(axis=1) == labels[:10]),
+        'train_eval': 0.6,
+        'one view': np.mean(
+            reference.evaluation_logits(averages, images).argmax(axis=1) == labels[:10]
+        ),
+    }
+    assert len(set(precision.values())) == 4, 'too dull a network for a test'
+    folder = str(tmp_path_factory.mktemp('viewed'))
+    reference.write_data(folder, np.tile(images, [6, 1, 1, 1]), labels, test_images=10)
+    return Viewed(folder, averages, variables, precision)
+
+
+@pytest.mark.parametrize(
+    'of, flags',
+    [
+        ('averages', {}),
+        ('variables', {'use_moving_averages': False}),
+        ('train_eval', {'eval_data': 'train_eval'}),
+    ],
+)
+def test_the_precision_of_ten_views_is_numpys_and_has_a_tag_of_its_own(
+    evaluate, viewed, tmp_path, of, flags
+):
+    values = reference.checkpoint_values(12, viewed.variables, viewed.averages)
+    path = reference.write_checkpoint(tmp_path, 12, values)
+    lines, of_one_view = evaluate(data_dir=viewed.data_dir, views='10', **flags)
+    assert of_one_view == []
+    n = 50 if of == 'train_eval' else 10
+    assert lines[1] == f'Evaluating {path} on {n} images (10 views).'
+    assert lines[2].endswith(f': precision @ 1 = {viewed.precision[of]:.3f} (10 views)')
+    (session,) = events.sessions(tmp_path / 'eval')
+    tags = [tag for tag in events.kinds(session) if 'recision' in tag]
+    assert tags == ['Precision @ 1 (10 views)']
+    assert events.curve(session, tags[0]) == [(12, pytest.approx(viewed.precision[of]))]
+
+
+def test_with_one_view_text_and_tag_are_what_they_were(evaluate, viewed, tmp_path):
+    path = write_checkpoint(tmp_path, 12, viewed.averages)
+    lines, precisions = evaluate(data_dir=viewed.data_dir, views='1')
+    assert lines[1] == f'Evaluating {path} on 10 images.'
+    assert precisions == [f'{viewed.precision["one view"]:.3f}']
+    (session,) = events.sessions(tmp_path / 'eval')
+    assert [tag for tag in events.kinds(session) if 'recision' in tag] == ['Precision @ 1']
 
 
 # --- Beside a trainer --------------------------------------------------------
@@ -225,8 +305,7 @@ def test_run_once_passes_over_a_damaged_checkpoint_to_the_one_before(evaluate, k
     good, damaged = (write_checkpoint(tmp_path, step, known.variables) for step in (3, 5))
     flip_bytes(damaged)
     lines, precisions = evaluate()
-    assert lines[1].startswith(f'Passing over {damaged}: ')
-    assert lines[2] == f'Evaluating {good} on 40 images.'
+    assert lines[1] == f'Evaluating {good} on 40 images.'
     assert precisions == ['0.575']
 
 

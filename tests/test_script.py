@@ -44,16 +44,29 @@ DEFAULTS = {
         num_examples='10000',
         run_once='false',
         use_moving_averages='true',
+        views='1',
     ),
 }
 DEFAULTS[harness.MULTI_GPU] = dict(DEFAULTS[harness.TRAIN], num_gpus='1')
 DEFAULTS[clusters.DISTRIBUTED] = dict(DEFAULTS[harness.MULTI_GPU], **DEFAULTS[harness.EVAL])
+MODEL = {
+    'checkpoint_dir': os.path.join(harness.FOLDER, 'results'),
+    'use_moving_averages': 'true',
+    'views': '10',
+}
+DEFAULTS['cifar10_predict.py'] = dict(MODEL, top_k='3', json='false', batch_size='128')
+DEFAULTS['cifar10_export.py'] = dict(MODEL, export_dir='/tmp/cifar10_export')
+DEFAULTS['cifar10_convert.py'] = {
+    'data_dir': '/tmp/cifar10_data',
+    'coarse': 'false',
+    'keep_going': 'false',
+}
 SCRIPTS = [harness.TRAIN, harness.MULTI_GPU, clusters.DISTRIBUTED, harness.EVAL]
 
 # --- Flags -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', SCRIPTS)
+@pytest.mark.parametrize('name', sorted(DEFAULTS))
 def test_help_describes_every_flag_with_its_default(start, name):
     help_ = start(name, '--help')
     help_.wait()
@@ -61,7 +74,7 @@ def test_help_describes_every_flag_with_its_default(start, name):
     defaults = {}
     for flag, text in described:
         assert re.match(r'(<\S+>: )?[A-Z]\w+ ', text), f'{flag} is not described'
-        defaults[flag] = re.search(r"\(default: '?(.*?)'?\)", text).group(1)
+        defaults[flag] = re.search(r"\(default:\s+'?(.*?)'?\)", text).group(1)
     assert defaults == DEFAULTS[name]
     assert f'python {name}' in help_.stdout, 'how to call it'
     assert help_.errors == []
@@ -104,6 +117,7 @@ def test_what_does_not_belong_on_the_command_line_is_named(
         ('num_examples', '1', '0'),
         ('eval_data', 'train_eval', 'train'),
         ('run_once', 'true', 'perhaps'),
+        ('views', '10', '0 2 11 x'),
     ],
 )
 def test_a_flag_takes_no_value_that_makes_no_sense(flag, good, bad):
@@ -117,7 +131,7 @@ def test_a_flag_takes_no_value_that_makes_no_sense(flag, good, bad):
 
 FORGOTTEN = '''
 import cifar10
-def forgetful(images):
+def forgetful(images, num_classes):
     return {}['forgotten']
 cifar10.inference = forgetful
 '''
@@ -300,7 +314,7 @@ def test_a_signal_ends_the_evaluator_at_once_while_it_waits_and_while_it_works(
     reference.write_checkpoint(tmp_path, 1, reference.checkpoint_values(1, {}, variables))
     common = [f'--data_dir={data_dir}', f'--eval_dir={tmp_path}/eval']
     waiting = start(harness.EVAL, *common, f'--checkpoint_dir={tmp_path}/none')
-    stalled = harness.slow_input('crop_center', 0)
+    stalled = harness.slow_input('fixed_views', 0)
     flags = [f'--checkpoint_dir={tmp_path}', '--run_once']
     working = start(harness.EVAL, *common, *flags, before=stalled)
     waiting.wait_for('^Evaluating checkpoints in ')

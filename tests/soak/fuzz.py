@@ -1,11 +1,11 @@
-"""Feeds malformed files to whatever decodes some: 6,000 cases in some minutes.
+"""Feeds malformed files to whatever decodes some: 9,000 cases in some minutes.
 
     python tests/soak/fuzz.py                              3,000 cases of each kind
     python tests/soak/fuzz.py --quick                      300 of each kind
     python tests/soak/fuzz.py --kinds=records --only=17    one case, with its traceback
 
-The kinds are data files and the files of a folder of checkpoints. A case is made from
-its number alone. None may end in anything but the error that is meant for users: no
+The kinds are data files, the files of a folder of checkpoints, and pictures. A case is
+made from its number alone. None may end in anything but the error that is meant for users: no
 other exception, no crash, no hang of half a minute, and above all no success with
 wrong data, which is why each kind has a second opinion of its own on what is valid.
 """
@@ -17,17 +17,20 @@ import functools
 import io
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import cifar10_input
-from support import checkpoints, dataset, script
+from support import checkpoints, dataset, pictures, script
 from tests import reference
 
 import numpy as np
+from PIL import Image
 import tensorflow.compat.v1 as tf
 
 HANG_SECS = 30
@@ -209,9 +212,168 @@ def fuzz_checkpoints(chance, scratch):
     return True
 
 
+# --- Pictures ----------------------------------------------------------------------
+
+# Each with the grey levels by which a decoder may differ from Pillow: at most, on average.
+PICTURES = {
+    'PNG': (['RGB', 'RGBA', 'L', 'LA', 'P', '1', 'I;16'], 1, 0.6),
+    'BMP': (['RGB', 'RGBA', 'L', 'P'], 1, 0.6),
+    'GIF': (['P', 'L', 'animated'], 1, 0.6),
+    'JPEG': (['RGB', 'L', 'CMYK'], 40, 6),
+}
+HUGE = 30000
+
+
+def encode(image, kind, **options):
+    contents = io.BytesIO()
+    image.save(contents, kind, **options)
+    return contents.getvalue()
+
+
+def mosaic(random, mode, longest):
+    """A Pillow image of coloured tiles."""
+    width, height = random.randint(1, longest + 1, 2)
+    tiles = random.randint(0, 256, [height // 5 + 1, width // 5 + 1, 3]).astype(np.uint8)
+    image = Image.fromarray(tiles).resize((width, height), Image.NEAREST)
+    if mode == 'I;16':
+        return Image.fromarray(np.asarray(image.convert('L')).astype(np.uint16) * 257)
+    if mode in ('RGBA', 'LA'):
+        image = image.convert(mode[:-1])
+        image.putalpha(Image.effect_noise(image.size, 200))
+        return image
+    if mode in ('P', 'animated'):
+        return image.convert('P', palette=Image.ADAPTIVE, colors=int(random.choice([4, 16, 200])))
+    return image.convert(mode)
+
+
+def sound_picture(kind, mode, random, longest=60):
+    """Bytes of a file, and what Pillow makes of them: [32, 32, 3] uint8."""
+    image, options = mosaic(random, mode, longest), {}
+    if mode == 'animated':
+        others = [Image.new('P', image.size, color) for color in (1, 2)]
+        options = dict(save_all=True, append_images=others)
+    elif kind == 'JPEG':
+        options = dict(quality=90, progressive=bool(random.randint(2)))
+        options.update({} if mode == 'L' else dict(subsampling=0))
+    data = encode(image, kind, **options)
+    if mode == 'I;16':
+        decoded = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    else:
+        decoded = Image.open(io.BytesIO(data))
+    width, height = decoded.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = decoded.convert('RGB').crop((left, top, left + side, top + side))
+    return data, np.asarray(square.resize((32, 32), Image.BILINEAR))
+
+
+def png_header(width, height, bits, color_type):
+    """A PNG without a pixel, its checksums right."""
+
+    def chunk(name, data):
+        checksum = zlib.crc32(name + data) & 0xFFFFFFFF
+        return struct.pack('>I', len(data)) + name + data + struct.pack('>I', checksum)
+
+    header = struct.pack('>IIBBBBB', width, height, bits, color_type, 0, 0, 0)
+    parts = [chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(b'')), chunk(b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+def patched(data, at, values, form):
+    end = at + struct.calcsize(form)
+    return data[:at] + struct.pack(form, *values) + data[end:]
+
+
+@functools.lru_cache(maxsize=None)
+def nasty_pictures():
+    """Dict of name -> bytes of a file that is no picture."""
+    image = Image.effect_noise((20, 10), 90)
+    png, jpeg = encode(image.convert('RGB'), 'PNG'), encode(image.convert('RGB'), 'JPEG')
+    gif = encode(image.convert('P'), 'GIF')
+    bitmaps = {mode: encode(image.convert(mode), 'BMP') for mode in ('RGB', 'RGBA', 'L', 'P')}
+    frame = gif.index(b',' + struct.pack('<HHHH', 0, 0, 20, 10)) + 5
+    huge_gif = patched(patched(gif, 6, [HUGE, HUGE], '<HH'), frame, [HUGE, HUGE], '<HH')
+    size_in_jpeg = jpeg.index(b'\xff\xc0') + 5
+    found = {
+        'zero bytes': b'',
+        'one byte': b'B',
+        'zeros': bytes(1000),
+        'ones': b'\xff' * 1000,
+        'text called .jpg': b'Hello,\nworld.\n\n[[\n',
+        'huge PNG': png_header(HUGE, HUGE, 8, 2),
+        'huge PNG, 1 bit': png_header(HUGE, HUGE, 1, 0),
+        'huge PNG, 16 bits': png_header(HUGE, HUGE, 16, 6),
+        'largest PNG': png_header((1 << 31) - 1, (1 << 31) - 1, 8, 2),
+        'empty PNG': png_header(0, 0, 8, 2),
+        'huge JPEG': patched(jpeg, size_in_jpeg, [HUGE, HUGE], '>HH'),
+        'empty JPEG': patched(jpeg, size_in_jpeg, [0, 0], '>HH'),
+        'huge GIF': huge_gif,
+        'WebP': b'RIFF\x10\x00\x00\x00WEBPVP8 ' + bytes(8),
+        'TIFF': b'II*\x00' + bytes(40),
+        'PNG signature': png[:8],
+        'JPEG signature': jpeg[:3],
+        'GIF signature': gif[:6],
+        'PNG, half of it': png[: len(png) // 2],
+        'JPEG, half of it': jpeg[: len(jpeg) // 2],
+        'GIF, half of it': gif[: len(gif) // 2],
+    }
+    for mode, data in bitmaps.items():
+        for size in [HUGE, HUGE], [HUGE, -HUGE], [1 << 30, 1 << 30], [-1 << 31, -1 << 31], [0, 0]:
+            found[f'BMP, {mode}, {size}'] = patched(data, 18, size, '<ii')
+        found[f'BMP, {mode}, half of it'] = data[: len(data) // 2]
+        if mode in ('L', 'P'):  # The palette stands behind the header.
+            for header_bytes in HUGE, 1 << 30, -15, -1 << 31:
+                found[f'BMP, {mode}, header of {header_bytes} bytes'] = patched(
+                    data, 14, [header_bytes], '<i'
+                )
+    for length in 0, 5, 13, 20, 28, 40, 53:
+        found[f'BMP signature and {length} bytes'] = b'BM' + b'\xff' * length
+        found[f'BMP signature and {length} new lines'] = b'BM' + b'\n' * length
+    return found
+
+
+@functools.lru_cache(maxsize=None)
+def picture_reader():
+    """A list of paths to read, and the lists that come of it."""
+    waiting = []
+    return waiting, pictures.read(iter(waiting.pop, None), 32, 1)
+
+
+def fuzz_pictures(chance, scratch):
+    """A picture, changed or as it is, or a file that is none. Returns: could it be read?"""
+    kind = chance.choice(sorted(PICTURES))
+    modes, most, mean = PICTURES[kind]
+    random = np.random.RandomState(chance.randrange(1 << 30))
+    contents, expected = sound_picture(kind, chance.choice(modes), random)
+    how = chance.choice(['mangle', 'mangle', 'mangle', 'sound', 'nasty'])
+    if how == 'mangle':
+        sound, contents = contents, mangle(contents, chance)
+        how = 'sound' if contents == sound else how
+    elif how == 'nasty':
+        how = chance.choice(sorted(nasty_pictures()))
+        contents = nasty_pictures()[how]
+    path = os.path.join(scratch, 'picture.jpg')
+    write(path, contents)
+    waiting, lists = picture_reader()
+    waiting.append(path)
+    [(picture, image, problem)] = next(lists)
+
+    assert picture == path and not waiting
+    if image is None:
+        assert how != 'sound', f'refused without need: {problem}'
+        assert problem.strip() and len(problem.splitlines()) == 1, f'said {problem!r}'
+        return False
+    assert problem is None and how in ('mangle', 'sound'), f'read {how}, and said {problem!r}'
+    assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+    if how == 'sound':
+        difference = np.abs(image.astype(int) - expected)
+        assert difference.max() <= most and difference.mean() <= mean, 'other pixels than Pillow'
+    return True
+
+
 # --- Running -----------------------------------------------------------------------
 
-KINDS = {'records': fuzz_records, 'checkpoints': fuzz_checkpoints}
+KINDS = {'records': fuzz_records, 'checkpoints': fuzz_checkpoints, 'pictures': fuzz_pictures}
 
 
 def run_kind(kind, cases, log):
