@@ -9,8 +9,10 @@ TRAIN_DIR  = /tmp/cifar10_train
 EVAL_DIR   = /tmp/cifar10_eval
 RECORD_DIR = /tmp/cifar10_record
 EXPORT_DIR = /tmp/cifar10_export
+WORKERS    = 1
+PS         = 0
 
-.PHONY: help env data train eval multi-gpu eval-pretrained predict export convert record tensorboard test soak lint bench
+.PHONY: help env data train eval multi-gpu cluster eval-pretrained predict export convert record tensorboard test soak lint bench
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...] [EVAL_DIR=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -88,7 +90,7 @@ FORCE:
 # What only some targets need. 7.4 is the last pytest for Python 3.7.
 PACKAGES_cuda     = -r requirements.txt 'tensorflow[and-cuda]'
 PACKAGES_pictures = 'matplotlib>=3.5'
-PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' $(PACKAGES_pictures) pillow scipy
+PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' $(PACKAGES_pictures) pillow scipy 'pyyaml>=5'
 $(ENV)/cuda: $(ENV)/ready
 $(ENV)/tests $(ENV)/pictures: $(READY)
 $(ENV)/cuda $(ENV)/tests $(ENV)/pictures: Makefile
@@ -109,6 +111,8 @@ train: $(READY) ## train on one device; goes on where the last run stopped
 	$(RUN) cifar10_train.py $(DATA) --train_dir="$(TRAIN_DIR)" $(ARGS)
 multi-gpu: $(READY) ## train on several GPUs: ARGS="--num_gpus=2"
 	$(RUN) cifar10_multi_gpu_train.py $(DATA) --train_dir="$(TRAIN_DIR)" $(ARGS)
+cluster: $(READY) ## several machines, tried on this one: WORKERS=2 PS=1
+	$(RUN) -m support.local_cluster --workers=$(WORKERS) --ps=$(PS) cifar10_distributed_train.py $(DATA) --train_dir="$(TRAIN_DIR)" $(ARGS)
 eval: $(READY) ## measure the newest checkpoint, and each one that follows
 	$(RUN) cifar10_eval.py $(DATA) --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" $(ARGS)
 eval-pretrained: $(READY) ## measure the trained model that comes along, in results/
@@ -130,6 +134,7 @@ soak: $(ENV)/tests ## malformed input, a served model, kills, endurance: 90 minu
 	$(RUN) tests/soak/fuzz.py $(filter --quick,$(ARGS))
 	$(RUN) tests/soak/served.py $(DATA) $(ARGS)
 	$(RUN) tests/soak/kills.py $(DATA) $(ARGS)
+	$(RUN) tests/soak/cluster_kills.py $(DATA) $(ARGS)
 	$(RUN) tests/soak/endurance.py $(DATA) $(ARGS)
 lint: $(ENV)/tests ## check the style of the code; ARGS=--fix mends what it can
 	$(RUN) -m ruff check $(ARGS)

@@ -233,14 +233,17 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
     # With the step, the decay is min(0.9999, (1 + step) / (10 + step)): quick at the start.
     average = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY, global_step)
     with tf.name_scope('averages'), tf.control_dependencies([update_variables]):
-        update_averages = average.apply(tf.trainable_variables())
+        update_averages = []
+        for variable in tf.trainable_variables():
+            with tf.device(variable.device):  # Which may be on another machine.
+                update_averages.append(average.apply([variable]))
 
     summarize_activations()
     for gradient, variable in gradients:
         _histogram(variable.op.name + '/values', variable)
         _histogram(variable.op.name + '/gradients', gradient)
     update_losses = _summarize_losses(total_loss)
-    return tf.group(update_losses, update_averages, name='train')
+    return tf.group(update_losses, *update_averages, name='train')
 
 
 def train(total_loss, global_step):

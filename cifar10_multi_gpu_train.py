@@ -58,7 +58,7 @@ def tower_loss(batches):
 
 
 def average_gradients(tower_gradients):
-    """Averages the gradients of all towers, on the CPU.
+    """Averages the gradients of all towers, where the variables are.
 
     Args:
       tower_gradients: for each tower the list of (gradient, variable) that
@@ -68,10 +68,11 @@ def average_gradients(tower_gradients):
       One such list, of the mean gradients.
     """
     averaged = []
-    with tf.device('/cpu:0'), tf.name_scope('average_gradients'):
+    with tf.name_scope('average_gradients'):
         for pairs in zip(*tower_gradients):
             gradients, variables = zip(*pairs)
-            averaged.append((tf.add_n(gradients) / len(gradients), variables[0]))
+            with tf.device(variables[0].device):
+                averaged.append((tf.add_n(gradients) / len(gradients), variables[0]))
     return averaged
 
 

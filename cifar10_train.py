@@ -51,11 +51,13 @@ def build_step(global_step):
     return Step(cifar10.train(loss, global_step), loss, FLAGS.batch_size)
 
 
-def train(build):
+def train(build, target='', device=None):
     """Trains in --train_dir, from the newest checkpoint there if there is one.
 
     Args:
       build: function of the global step that builds the graph and returns a Step.
+      target: of the session; '' is this process, without any tf.train.Server.
+      device: where ops go that name no other machine, as for tf.device().
 
     Returns:
       The exit status: 0, or 128 + the number of the signal that ended the run.
@@ -63,10 +65,12 @@ def train(build):
     cifar10.maybe_download_and_extract()
     os.makedirs(FLAGS.train_dir, exist_ok=True)
     with script.locked(FLAGS.train_dir, f'another trainer is at work in {FLAGS.train_dir}'):
-        return script.hear_signals(lambda signals: train_until_signal(build, signals))
+        return script.hear_signals(
+            lambda signals: train_until_signal(build, signals, target, device)
+        )
 
 
-def train_until_signal(build, signals):
+def train_until_signal(build, signals, target='', device=None):
     """As train(), up to the step at which a signal appears in the list `signals`."""
     checkpoint = checkpoints.newest(FLAGS.train_dir)
     if checkpoints.step_of(checkpoint) >= FLAGS.max_steps:
@@ -76,7 +80,7 @@ def train_until_signal(build, signals):
     if checkpoint:
         print(f'Resuming from {checkpoint}.', flush=True)
 
-    with tf.Graph().as_default():
+    with tf.Graph().as_default(), tf.device(device):
         with tf.device('/cpu:0'):
             global_step = tf.train.get_or_create_global_step()
         step = build(global_step)
@@ -85,7 +89,7 @@ def train_until_signal(build, signals):
         checkpoints.clear_finished(FLAGS.train_dir)
         # With them, a checkpoint can be used where the data set isn't.
         cifar10_input.write_class_names(FLAGS.train_dir, cifar10.class_names())
-        done = run_steps(step, global_step, checkpoint, signals)
+        done = run_steps(step, global_step, checkpoint, signals, target)
 
     saved = tf.train.latest_checkpoint(FLAGS.train_dir)
     if done < FLAGS.max_steps:
@@ -99,7 +103,7 @@ def train_until_signal(build, signals):
     return 0
 
 
-def run_steps(step, global_step, checkpoint, signals):
+def run_steps(step, global_step, checkpoint, signals, target=''):
     """Runs a Step until --max_steps or a signal.
 
     Args:
@@ -116,7 +120,7 @@ def run_steps(step, global_step, checkpoint, signals):
         steps_done = tf.identity(global_step)
     done = logged = checkpoints.step_of(checkpoint)
     logged_at = time.monotonic()
-    with open_session(checkpoint) as session:
+    with open_session(checkpoint, target) as session:
         while done < FLAGS.max_steps and not signals:
             before = done
             _, loss, done = session.run([step.train_op, step.loss, steps_done])
@@ -137,7 +141,7 @@ def run_steps(step, global_step, checkpoint, signals):
     return done
 
 
-def open_session(checkpoint):
+def open_session(checkpoint, target=''):
     """A session on the default graph that looks after the run by itself.
 
     It initializes the variables or restores them, and starts the queue runners. Its hooks,
@@ -153,7 +157,8 @@ def open_session(checkpoint):
     return tf.train.SingularMonitoredSession(
         [save, summarize],
         scaffold,
-        config=config,
+        target,
+        config,
         checkpoint_dir=FLAGS.train_dir if checkpoint else None,
     )
 

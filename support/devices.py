@@ -42,6 +42,23 @@ def session_config(use_fp16, log_device_placement=False):
     return config
 
 
+def with_ps(chief, num_ps):
+    """For tf.device(): variables go to `num_ps` parameter servers, where the fewest numbers are.
+
+    All else that names no machine goes to the chief; variables too, if there is no such server.
+    """
+    if not num_ps:
+        return chief
+    load = [0] * num_ps
+
+    def least_loaded(variable):
+        task = load.index(min(load))
+        load[task] += tf.TensorShape(variable.get_attr('shape')).num_elements()
+        return task
+
+    return tf.train.replica_device_setter(num_ps, worker_device=chief, ps_strategy=least_loaded)
+
+
 def scale_loss(optimizer, use_fp16):
     """The optimizer; in float16, one that scales the loss, as small gradients would become 0."""
     if half_precision(use_fp16) != 'float16':

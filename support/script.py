@@ -67,7 +67,12 @@ def hear_signals(work):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handle)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        return executor.submit(work, signals).result()
+        result = executor.submit(work, signals)
+        # Not for ever: the system may hand the signal to another of the process's threads, which
+        # leaves it to the main one, but does not wake that up.
+        while not concurrent.futures.wait([result], timeout=1).done:
+            pass
+        return result.result()
 
 
 @contextlib.contextmanager

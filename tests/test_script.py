@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import signal
+import threading
 import time
 
 from absl import flags
@@ -14,6 +15,7 @@ import tensorflow.compat.v1 as tf
 import cifar10_eval  # noqa: F401 -- For its flags.
 import cifar10_multi_gpu_train  # noqa: F401
 from support import script
+from tests import clusters
 from tests import harness
 from tests import reference
 
@@ -46,6 +48,7 @@ DEFAULTS = {
     ),
 }
 DEFAULTS[harness.MULTI_GPU] = dict(DEFAULTS[harness.TRAIN], num_gpus='1')
+DEFAULTS[clusters.DISTRIBUTED] = dict(DEFAULTS[harness.MULTI_GPU], **DEFAULTS[harness.EVAL])
 MODEL = {
     'checkpoint_dir': os.path.join(harness.FOLDER, 'results'),
     'use_moving_averages': 'true',
@@ -58,7 +61,7 @@ DEFAULTS['cifar10_convert.py'] = {
     'coarse': 'false',
     'keep_going': 'false',
 }
-SCRIPTS = [harness.TRAIN, harness.MULTI_GPU, harness.EVAL]
+SCRIPTS = [harness.TRAIN, harness.MULTI_GPU, clusters.DISTRIBUTED, harness.EVAL]
 
 # --- Flags -------------------------------------------------------------------
 
@@ -218,6 +221,20 @@ def loss_with_signal(*args):
     return loss(*args)
 cifar10.loss = loss_with_signal
 '''
+
+
+def test_a_signal_that_the_system_gives_to_another_thread_is_heard():
+    def work(signals):
+        time.sleep(0.5)  # By now the main thread waits.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        return harness.until(lambda: signals, harness.AT_ONCE)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert script.hear_signals(work) == [signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_signal_while_the_graph_is_built_ends_the_trainer_before_the_first_step(train, tmp_path):

@@ -1,0 +1,146 @@
+"""Kills processes of a cluster with SIGKILL, again and again, and checks that the run goes on.
+
+    python tests/soak/cluster_kills.py            50 kills, half an hour
+    python tests/soak/cluster_kills.py --quick    4 kills, some minutes
+
+A chief, two workers and a ps train on the real data set. One of them, chosen at random, is
+killed at a random moment, from its start to long after a checkpoint. Whoever knew of it has to
+end with status 138 within ten seconds. Each is started again as soon as it has ended, without
+regard to the others, as Kubernetes does. The run has to reach its last step, and in the end
+the network has to be as good as that of a run which nobody disturbed.
+"""
+
+import argparse
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))
+
+from tests import clusters, harness
+from tests.soak.kills import LostError, expect, newest_step, output
+
+FLAGS = ['--batch_size=32', '--save_checkpoint_secs=3', '--log_frequency=1']
+MET = 'All 4 machines are there.'
+
+
+class Supervisor:
+    """Starts each process of a cluster again when it has ended."""
+
+    def __init__(self, start, scratch, data_dir, name):
+        train_dir = os.path.join(scratch, name)
+        self.cluster = clusters.Cluster(start, data_dir, train_dir, workers=2, ps=1)
+        self.restarts = 0
+
+    def start(self, names, max_steps):
+        self.cluster.start(*FLAGS, f'--max_steps={max_steps}', names=names)
+
+    def look(self, max_steps, killed=()):
+        """Starts again what has ended. Who was not killed has to have ended with 138."""
+        for name, script in list(self.cluster.scripts.items()):
+            status = script.status()
+            if status is not None:
+                expected = -signal.SIGKILL if name in killed else 138
+                expect(status == expected, f'{name} ended with {status}:\n{output(script)}')
+                self.restarts += 1
+                self.start([name], max_steps)
+
+    def kill(self, chance):
+        """Kills one of them. Returns its name and how many knew of it."""
+        scripts = dict(self.cluster.scripts)
+        name = chance.choice(sorted(scripts))
+        scripts.pop(name).kill()
+        met = {other: script for other, script in scripts.items() if MET in script.stdout}
+        for other, script in met.items():
+            harness.until(lambda script=script: script.status() is not None, harness.AT_ONCE)
+            told = f'{name} killed; {other}: {script.status()}\n{output(script)}'
+            expect(script.status() == 138 and ' is lost' in script.stderr, told)
+        return name, len(met)
+
+    def finish(self, max_steps):
+        """Ends what runs and trains up to max_steps. Returns the precision."""
+        self.cluster.kill()
+        self.start(None, max_steps)
+        chief = self.cluster['chief']
+        status = chief.wait(3600)
+        expect(status == 0, f'the chief ended with {status}:\n{output(chief)}')
+        statuses = self.cluster.statuses()
+        expect(set(statuses.values()) == {0}, f'at the end: {statuses}')
+        expect(newest_step(str(self.cluster.train_dir)) == max_steps, 'not the last step')
+
+
+def precision(start, data_dir, train_dir, num_examples):
+    script = start(
+        harness.EVAL,
+        '--run_once',
+        f'--num_examples={num_examples}',
+        '--data_dir=' + data_dir,
+        '--checkpoint_dir=' + train_dir,
+        f'--eval_dir={train_dir}-eval',
+    )
+    expect(script.wait(600) == 0, f'the evaluator failed:\n{output(script)}')
+    return float(re.search(r'precision @ 1 = (\S+)', script.stdout).group(1))
+
+
+def kill_at_random(start, scratch, data_dir, kills, more_steps, num_examples, tolerance):
+    """Kills, then trains so many steps more. Returns a line on what was seen."""
+    far, chance, seen = 10**6, random.Random(0), {}
+    disturbed = Supervisor(start, scratch, data_dir, 'killed')
+    left_alone = Supervisor(start, scratch, data_dir, 'left')
+    try:
+        begin = time.monotonic()
+        disturbed.start(None, far)
+        disturbed.cluster['chief'].wait_for('step 1,')
+        longest = 2.5 * (time.monotonic() - begin)
+        for kill in range(1, kills + 1):
+            until = time.monotonic() + chance.uniform(0, longest)
+            while time.monotonic() < until:
+                disturbed.look(far)
+                time.sleep(0.1)
+            name, knew = disturbed.kill(chance)
+            seen[name] = seen.get(name, 0) + 1
+            disturbed.look(far, killed=[name])
+            step = newest_step(disturbed.cluster.train_dir)
+            print(f'kill {kill}: {name}; {knew} of 3 had met it; newest {step}', flush=True)
+        max_steps = newest_step(disturbed.cluster.train_dir) + more_steps
+        disturbed.finish(max_steps)
+        left_alone.finish(max_steps)
+        folders = disturbed.cluster.train_dir, left_alone.cluster.train_dir
+        after, without = (precision(start, data_dir, each, num_examples) for each in folders)
+    finally:
+        disturbed.cluster.kill()
+        left_alone.cluster.kill()
+    told = f'precision {after:.3f} after {max_steps} steps, undisturbed {without:.3f}'
+    expect(after > without - tolerance, told)
+    return f'{kills} kills ({seen}), {disturbed.restarts} processes started again; {told}'
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='as for the scripts')
+    parser.add_argument('--quick', action='store_true', help='fewer kills and steps')
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    how = dict(kills=50, more_steps=300, num_examples=10000, tolerance=0.03)
+    if args.quick:
+        how = dict(kills=4, more_steps=30, num_examples=2000, tolerance=0.1)
+    with tempfile.TemporaryDirectory() as scratch:
+        start = harness.Starter(scratch)
+        try:
+            report = kill_at_random(start, scratch, args.data_dir, **how)
+        except LostError as error:
+            sys.exit(f'cluster_kills.py: LOST: {error}')
+        finally:
+            start.end()
+    print(report)
+
+
+if __name__ == '__main__':
+    main()
