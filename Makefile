@@ -93,7 +93,8 @@ PACKAGES_pictures = 'matplotlib>=3.5'
 PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' $(PACKAGES_pictures) pillow scipy 'pyyaml>=5'
 $(ENV)/cuda: $(ENV)/ready
 $(ENV)/tests $(ENV)/pictures: $(READY)
-$(ENV)/cuda $(ENV)/tests $(ENV)/pictures: Makefile
+$(ENV)/tests $(ENV)/pictures: Makefile
+$(ENV)/cuda $(ENV)/tests $(ENV)/pictures:
 	@echo 'Adding what is needed for $(@F) ...'
 	@$(pip_install) $(PACKAGES_$(@F)) && touch $@
 
@@ -121,8 +122,8 @@ predict: $(READY) ## say what is in a picture: ARGS=cat.jpg
 	$(RUN) cifar10_predict.py $(ARGS)
 export: $(READY) ## the trained model that comes along, or another, as a SavedModel to be served
 	$(RUN) cifar10_export.py --export_dir="$(EXPORT_DIR)" $(ARGS)
-convert: $(READY) ## a data set of pictures of your own: ARGS="/my/pictures --data_dir=/data/mine"
-	$(RUN) cifar10_convert.py $(ARGS)
+convert: $(READY) ## a data set of pictures of your own: DATA_DIR=/data/mine ARGS=/my/pictures
+	$(RUN) cifar10_convert.py $(if $(filter command,$(origin DATA_DIR)),$(DATA)) $(ARGS)
 tensorboard: $(READY) ## show the training and the evaluation in the browser
 	$(RUN) -W ignore -m tensorboard.main --host localhost --logdir$(if $(filter 2,$(CHOICE)),_spec) "train:$(TRAIN_DIR),eval:$(EVAL_DIR)" $(ARGS)
 record: $(ENV)/pictures ## tables, pictures and a small model of the run in TRAIN_DIR

@@ -15,6 +15,8 @@ examples are shuffled, always in the same way. What cannot be read is named and 
 """
 
 import contextlib
+import gzip
+import io
 import itertools
 import os
 import pathlib
@@ -22,6 +24,7 @@ import random
 import shutil
 import sys
 import tarfile
+import zlib
 
 import cifar10
 import cifar10_input
@@ -33,7 +36,7 @@ import tensorflow.compat.v1 as tf
 
 FLAGS = tf.flags.FLAGS
 tf.flags.DEFINE_bool('coarse', False, 'Of CIFAR-100, take the 20 superclasses.')
-tf.flags.DEFINE_bool('keep_going', False, 'However many of the pictures cannot be read.')
+tf.flags.DEFINE_bool('keep_going', False, 'Leave out pictures that cannot be read, however many.')
 tf.flags.declare_key_flag('data_dir')
 
 SEED = 1
@@ -48,18 +51,19 @@ PICTURES_AT_A_TIME = 256
 
 def read_source(source):
     """Finds out what kind of source it is, and reads it."""
-    there = os.listdir(source) if os.path.isdir(source) else []
+    if not os.path.isdir(source):
+        kind, read = 'a folder or cifar-100-binary.tar.gz', cifar100
+    elif os.path.exists(os.path.join(source, 'train.bin')):
+        kind, read = 'CIFAR-100', cifar100
+    elif os.path.exists(os.path.join(source, 'train_32x32.mat')):
+        kind, read = 'SVHN', svhn
+    else:
+        return folders_of_pictures(source)
     try:
-        if 'train_32x32.mat' in there:
-            return svhn(source)
-        if 'train.bin' in there or not os.path.isdir(source):
-            return cifar100(source)
-    except (EOFError, KeyError, OSError, ValueError, tarfile.TarError) as error:
-        raise script.UserError(
-            f'{source} is neither a folder of folders of pictures, nor CIFAR-100, nor SVHN: '
-            + str(error).split('\n')[0]
-        )
-    return folders_of_pictures(source)
+        return read(source)
+    except (EOFError, KeyError, OSError, ValueError, tarfile.TarError, zlib.error) as error:
+        reason = str(error).split('\n')[0]
+        raise script.UserError(f'cannot read {source} as {kind}: {reason}')
 
 
 def folders_of_pictures(source):
@@ -104,11 +108,15 @@ def cifar100(source):
     https://www.cs.toronto.edu/~kriz/cifar.html
     """
 
+    if not os.path.isdir(source):
+        # To its end, where the checksum is.
+        contents = gzip.decompress(pathlib.Path(source).read_bytes())
+        archive = tarfile.open(fileobj=io.BytesIO(contents))
+
     def read(name):
         if os.path.isdir(source):
             return pathlib.Path(source, name).read_bytes()
-        with tarfile.open(source) as archive:
-            return archive.extractfile('cifar-100-binary/' + name).read()
+        return archive.extractfile('cifar-100-binary/' + name).read()
 
     def examples(name):
         records = np.frombuffer(read(name), np.uint8).reshape(-1, 2 + 3 * 32 * 32)
@@ -125,12 +133,12 @@ def svhn(source):
     http://ufldl.stanford.edu/housenumbers
     """
     try:
-        from scipy import io
+        import scipy.io
     except ImportError:
         raise script.UserError('the files of SVHN need SciPy: pip install scipy')
 
     def examples(name):
-        contents = io.loadmat(os.path.join(source, name))
+        contents = scipy.io.loadmat(os.path.join(source, name))
         labels = (contents['y'][:, 0] % 10).tolist()
         return list(zip(labels, contents['X'].transpose(3, 0, 1, 2)))
 

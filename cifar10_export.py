@@ -1,10 +1,11 @@
 """Writes a checkpoint as a SavedModel, for TensorFlow Serving or any other program.
 
-    python cifar10_export.py                                        the published model
-    python cifar10_export.py --checkpoint_dir=/tmp/cifar10_train    one of your own
+    python cifar10_export.py        the published model; or one of your own:
+    python cifar10_export.py --checkpoint_dir=/tmp/cifar10_train --export_dir=/tmp/mine
     saved_model_cli show --all --dir /tmp/cifar10_export/150000
 
 It becomes EXPORT_DIR/STEP, whole or not at all; what is there already is never overwritten.
+A server takes the largest number it finds: give each model an --export_dir of its own.
 Both signatures give, for each of n pictures, the names of all classes and their
 probabilities, most probable first:
 
@@ -36,7 +37,7 @@ def build(class_names):
     decoded = tf.map_fn(lambda contents: pictures.decode(contents, size), image_bytes, tf.uint8)
     # The one network serves both signatures: a feed takes the place of what was decoded.
     images = tf.placeholder_with_default(decoded, [None, size, size, 3], name='images')
-    # TensorFlow 1.15 does not know the resource variables of 2.x.
+    # TensorFlow 1.15 cannot load the resource variables that 2.x saves.
     with tf.variable_scope(tf.get_variable_scope(), use_resource=False):
         probabilities = cifar10_predict.class_probabilities(images, len(class_names))
     scores, ranked = tf.nn.top_k(probabilities, len(class_names))
@@ -58,7 +59,8 @@ def main():
     if os.path.exists(folder):
         raise script.UserError(f'{folder} is there already; nothing was written')
     os.makedirs(FLAGS.export_dir, exist_ok=True)
-    with tf.Graph().as_default(), tf.Session() as session:
+    config = tf.ConfigProto(device_count={'GPU': 0})
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
         signatures = build(class_names)
         cifar10_predict.restore(session, checkpoint)
         # A server looks at folders that are called by numbers only.

@@ -79,11 +79,12 @@ def class_names(folder):
     path = os.path.join(folder, CLASS_NAMES_FILE)
     if not os.path.exists(path):
         return CLASS_NAMES
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding='utf-8-sig') as file:  # Windows marks the beginning.
         return [line.strip() for line in file if line.strip()]
 
 
 def write_class_names(folder, names):
+    """Writes what class_names() reads."""
     with open(os.path.join(folder, CLASS_NAMES_FILE), 'w', encoding='utf-8') as file:
         file.writelines(name + '\n' for name in names)
 
@@ -190,10 +191,13 @@ def fixed_views(images, num_views):
     the mirror images of these five.
     """
     last = RECORD_SIZE - IMAGE_SIZE
-    windows = [(last // 2, last // 2), (0, 0), (0, last), (last, 0), (last, last)]
+    windows = [(last // 2, last // 2)]
+    if num_views == 10:
+        windows += [(0, 0), (0, last), (last, 0), (last, last)]
     views = [images[:, y : y + IMAGE_SIZE, x : x + IMAGE_SIZE] for y, x in windows]
-    views += [view[:, :, ::-1] for view in views]
-    return standardize(tf.cast(tf.stack(views[:num_views], axis=1), tf.float32))
+    if num_views == 10:
+        views += [view[:, :, ::-1] for view in views]
+    return standardize(tf.cast(tf.stack(views, axis=1), tf.float32))
 
 
 def distorted_inputs(data_dir, batch_size):

@@ -62,12 +62,10 @@ def restore(session, path):
     variables = cifar10_eval.model_variables()
     problem = checkpoints.misfit(path, variables)
     if problem:
-        folder = os.path.dirname(path)
-        raise script.UserError(
-            f'{path} does not fit a network with the {len(cifar10_input.class_names(folder))} '
-            f'classes that {folder}/{cifar10_input.CLASS_NAMES_FILE} names (without such a file, '
-            f'CIFAR-10 is meant): {problem}'
-        )
+        if 'softmax_linear' in problem:
+            names = os.path.join(os.path.dirname(path), cifar10_input.CLASS_NAMES_FILE)
+            problem += f'; it has another number of classes than {names} (CIFAR-10, without it)'
+        raise script.UserError(f'cannot use {path}: {problem}')
     tf.train.Saver(variables).restore(session, path)
 
 
@@ -86,7 +84,9 @@ def main(arguments):
     if not arguments:
         raise app.UsageError('name pictures, or - to read their names from standard input')
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # With `| head`, end as other commands do.
-    names = (line.rstrip('\n') for line in sys.stdin) if arguments == ['-'] else arguments
+    names = arguments
+    if arguments == ['-']:
+        names = (os.fsdecode(line.rstrip(b'\n')) for line in sys.stdin.buffer)
     checkpoint, class_names = newest_model()
     size = cifar10_input.RECORD_SIZE
     black = np.zeros([size, size, 3], np.uint8)  # In the place of what cannot be read.
@@ -104,7 +104,9 @@ def main(arguments):
                     all_read = False
                     print(f'{name}: {problem}', file=sys.stderr)
                 else:
-                    print(describe(name, class_names, row), flush=True)
+                    # Names of files are bytes, and need not be UTF-8.
+                    sys.stdout.buffer.write(os.fsencode(describe(name, class_names, row) + '\n'))
+            sys.stdout.flush()
     return 0 if all_read else 1
 
 

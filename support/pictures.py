@@ -37,7 +37,7 @@ def _decode_bmp(contents):
     bits_per_pixel = tf.decode_raw(tf.substr(contents, 28, 2), tf.int16)[0]
 
     def with_palette():
-        # An error of tf.substr would quote the file, and 1.15 does not survive that.
+        # An error of tf.substr quotes the file, whose bytes make the session of 1.15 crash.
         end = tf.strings.length(contents)
         is_inside = tf.logical_and(header_bytes >= 0, header_bytes < end - 14)
         start = tf.where(is_inside, 14 + header_bytes, end)
@@ -73,23 +73,23 @@ def decode(contents, size):
             (is_bmp, lambda: _decode_bmp(contents)),
             (tf.equal(tf.substr(contents, 0, 3), 'GIF'), lambda: tf.image.decode_gif(contents)[0]),
         ],
-        default=lambda: tf.image.decode_png(contents, 3),  # It knows a JPEG, too.
+        default=lambda: tf.image.decode_png(contents, 3),  # Of a JPEG, too.
     )
     image.set_shape([None, None, 3])
     return scale(image, size)
 
 
-def read(pictures, size, at_a_time):
+def read(sources, size, at_a_time):
     """Reads pictures in parallel.
 
     Args:
-      pictures: iterable of paths, or of [height, width, 3] uint8 arrays.
+      sources: iterable of paths, or of [height, width, 3] uint8 arrays.
       size: as in scale().
       at_a_time: how many pictures make a list; no more are held in memory.
 
     Yields:
-      Lists of (picture, [size, size, 3] uint8 array, None), or (picture, None, what is wrong
-      with it), in the order of the pictures.
+      Lists of (source, [size, size, 3] uint8 array, None), or (source, None, what is wrong
+      with it), in the order of the sources.
     """
     graph = tf.Graph()
     with graph.as_default():
@@ -98,18 +98,18 @@ def read(pictures, size, at_a_time):
         decoded, scaled = decode(contents, size), scale(pixels, size)
     session = tf.Session(graph=graph, config=tf.ConfigProto(device_count={'GPU': 0}))
 
-    def load(picture):
+    def load(source):
         try:
-            if not isinstance(picture, str):
-                return picture, session.run(scaled, {pixels: picture}), None
-            with open(picture, 'rb') as file:
-                return picture, session.run(decoded, {contents: file.read()}), None
+            if not isinstance(source, str):
+                return source, session.run(scaled, {pixels: source}), None
+            with open(source, 'rb') as file:
+                return source, session.run(decoded, {contents: file.read()}), None
         except (OSError, ValueError) as error:
-            return picture, None, getattr(error, 'strerror', None) or str(error)
+            return source, None, getattr(error, 'strerror', None) or str(error)
         except tf.errors.OpError as error:  # The reason stands before the name of the node.
-            return picture, None, error.message.split('[[')[0].strip().rpartition('\n')[2]
+            return source, None, error.message.split('[[')[0].strip().rpartition('\n')[2]
 
-    pictures = iter(pictures)
+    sources = iter(sources)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
-        for some in iter(lambda: list(itertools.islice(pictures, at_a_time)), []):
+        for some in iter(lambda: list(itertools.islice(sources, at_a_time)), []):
             yield list(executor.map(load, some))

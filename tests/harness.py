@@ -134,10 +134,11 @@ class Script:
 
     def __init__(self, base, popen=None):
         self._base, self._popen, self._pid = base, popen, popen and popen.pid
+        self.out = base + '.out'
 
     @property
     def stdout(self):
-        return read(self._base + '.out')
+        return read(self.out)
 
     @property
     def stderr(self):

@@ -217,6 +217,16 @@ def evaluation_logits(variables, images):
     return logits(variables, standardize(images[:, 4:28, 4:28]))
 
 
+def probabilities(variables, images, num_views):
+    """[n, 32, 32, 3] uint8 -> [n, classes]: softmax outputs, averaged over one view or ten."""
+    views = [images[:, 4:28, 4:28]]
+    if num_views == 10:
+        views += [images[:, :24, :24], images[:, :24, 8:], images[:, 8:, :24], images[:, 8:, 8:]]
+        views += [np.flip(view, axis=2) for view in views]
+    shares = [np.exp(logits(variables, standardize(view))) for view in views]
+    return np.mean([each / each.sum(axis=1, keepdims=True) for each in shares], axis=0)
+
+
 def cross_entropy(logits, labels):
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(axis=1))

@@ -482,7 +482,15 @@ def test_what_is_neither_a_folder_nor_an_archive_is_refused(refuse, tmp_path):
     text = tmp_path / 'text.tar.gz'
     text.write_text('no archive')
     for source in text, tmp_path / 'missing':
-        assert refuse(source).startswith(f'{source} is neither a folder of folders ')
+        assert refuse(source).startswith(f'cannot read {source} as a folder or cifar-100-binary')
+
+
+def damage(path):
+    """Changes some bytes in the middle, as a bad disk does."""
+    contents = bytearray(path.read_bytes())
+    middle = len(contents) // 2
+    contents[middle : middle + 20] = bytes(byte ^ 255 for byte in contents[middle : middle + 20])
+    path.write_bytes(bytes(contents))
 
 
 def cut_in_half(path):
@@ -494,9 +502,11 @@ def cut_in_half(path):
     [
         'an archive of something else',
         'archive cut short',
+        'archive with other bytes',
         'missing part',
         'no records',
-        'no digits',
+        'digits cut short',
+        'digits with other bytes',
     ],
 )
 def test_a_damaged_archive_or_folder_is_named(refuse, cifar_100, svhn, tmp_path, damaged):
@@ -510,6 +520,9 @@ def test_a_damaged_archive_or_folder_is_named(refuse, cifar_100, svhn, tmp_path,
     elif damaged == 'archive cut short':
         source = archive
         cut_in_half(archive)
+    elif damaged == 'archive with other bytes':
+        source = archive
+        damage(archive)
     elif damaged == 'missing part':
         source = unpacked
         (unpacked / 'fine_label_names.txt').unlink()
@@ -518,13 +531,14 @@ def test_a_damaged_archive_or_folder_is_named(refuse, cifar_100, svhn, tmp_path,
         os.truncate(str(unpacked / 'test.bin'), 3074 + 1)
     else:
         source = tmp_path / 'svhn'
-        cut_in_half(source / 'test_32x32.mat')
+        change = cut_in_half if damaged == 'digits cut short' else damage
+        change(source / 'test_32x32.mat')
     assert str(source) in refuse(source)
 
 
 def test_it_ends_with_one_line_and_status_1(convert, data_dir, tmp_path):
     (error,) = convert(tmp_path / 'missing', status=1).errors
-    assert error.startswith(f'{CONVERT}: {tmp_path}/missing is neither ')
+    assert error.startswith(f'{CONVERT}: cannot read {tmp_path}/missing as ')
 
 
 @pytest.mark.parametrize(

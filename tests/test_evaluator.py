@@ -127,18 +127,6 @@ def test_a_checkpoint_of_another_copy_of_the_tutorial_is_evaluated(evaluate, kno
 # --- Ten views ---------------------------------------------------------------
 
 
-def mean_probabilities(variables, images):
-    """NumPy's softmax outputs, [n, 10], over the centre, the four corners and their mirrors."""
-    total = 0
-    for y, x in (4, 4), (0, 0), (0, 8), (8, 0), (8, 8):
-        window = images[:, y : y + 24, x : x + 24]
-        for view in window, window[:, :, ::-1]:
-            logits = reference.logits(variables, reference.standardize(view))
-            shares = np.exp(logits)
-            total = total + shares / shares.sum(axis=1, keepdims=True)
-    return total / 10
-
-
 Viewed = collections.namedtuple('Viewed', 'data_dir averages variables precision')
 
 
@@ -147,7 +135,9 @@ def viewed(tmp_path_factory):
     """10 images for the test and 50 for training, and NumPy's precisions; no two are equal."""
     images = reference.rectangle_images(10)
     averages, variables = (reference.random_variables(i, local3=3, local4=3) for i in (1, 2))
-    of_averages, of_variables = (mean_probabilities(each, images) for each in (averages, variables))
+    of_averages, of_variables = (
+        reference.probabilities(each, images, 10) for each in (averages, variables)
+    )
     for probabilities in of_averages, of_variables:
         ranked = np.sort(probabilities, axis=1)
         assert (ranked[:, -1] - ranked[:, -2] > 1e-4).all(), 'too close a race for float32'

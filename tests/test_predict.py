@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import shutil
 import subprocess
 import sys
 
@@ -57,24 +58,6 @@ def read_all(paths):
     assert len(lists) == 1
     assert [problem for _, _, problem in lists[0]] == [None] * len(paths)
     return [image for _, image, _ in lists[0]]
-
-
-def softmax(logits):
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-
-def expected_probabilities(variables, images, num_views):
-    """[n, 32, 32, 3] uint8 -> [n, classes], the mean over the views of each image."""
-    views = [images[:, 4:28, 4:28]]
-    if num_views == 10:
-        views += [images[:, :24, :24], images[:, :24, 8:]]
-        views += [images[:, 8:, :24], images[:, 8:, 8:]]
-        views += [np.flip(view, axis=2) for view in views]
-    return np.mean(
-        [softmax(reference.logits(variables, reference.standardize(view))) for view in views],
-        axis=0,
-    )
 
 
 # --- Pictures of many kinds --------------------------------------------------
@@ -286,12 +269,12 @@ def five(tmp_path_factory, model):
     paths = [str(folder / f'{name}.png') for name in ('e', 'b', 'd', 'a', 'c')]
     for image, path in zip(images, paths):
         Image.fromarray(image).save(path)
-    expected = {views: expected_probabilities(model.averages, images, views) for views in (1, 10)}
+    expected = {views: reference.probabilities(model.averages, images, views) for views in (1, 10)}
     # A wrong order of the classes or of the pictures has to show, other views and variables too.
     for rows in expected.values():
         assert len(set(rows.argmax(axis=1))) > 1
         assert (rows.max(axis=1) > 0.3).all() and (rows.max(axis=1) < 0.999).all()
-    raw = expected_probabilities(model.raw, images, 1)
+    raw = reference.probabilities(model.raw, images, 1)
     for other in expected[10], raw:
         assert np.abs(other - expected[1]).max() > 0.01
     return Five(images, paths, expected)
@@ -348,7 +331,7 @@ def test_a_fresh_clone_names_a_picture_with_the_published_model_and_no_data_set(
     values = reference.read_checkpoint(f'{RESULTS}/model.ckpt-150000')
     averages = {name: values[name + reference.AVERAGE] for name in reference.MODEL}
     [image] = read_all([tmp_path / 'my cat.png'])
-    [expected] = expected_probabilities(averages, image[np.newaxis], 10)
+    [expected] = reference.probabilities(averages, image[np.newaxis], 10)
     names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
     assert cifar10_input.CLASS_NAMES == names
     ranked = [names[i] for i in expected.argsort()[::-1]]
@@ -405,6 +388,16 @@ def from_stdin(contents, tmp_path):
     path = tmp_path / 'stdin'
     path.write_bytes(contents)
     return f'import os, sys; os.dup2(os.open({str(path)!r}, 0), 0); sys.stdin = open(0)'
+
+
+def test_names_need_not_be_utf8(start, model, five, tmp_path):
+    name = os.fsencode(str(tmp_path)) + b'/gr\xfc\xdfe.png'
+    shutil.copy(five.paths[0], name)
+    flags = [f'--checkpoint_dir={model.folder}', '--views=1', '-']
+    predict = start(PREDICT, *flags, before=from_stdin(name + b'\n', tmp_path))
+    assert predict.wait() == 0, predict.stderr
+    with open(predict.out, 'rb') as out:
+        assert out.read().startswith(name + b': ')
 
 
 def test_names_that_no_file_can_have_are_named_and_the_others_go_on(start, model, five, tmp_path):
@@ -521,7 +514,6 @@ def test_another_number_of_classes_than_the_names_say_is_a_message(start, model,
         assert predict.wait() == 1
         assert predict.stdout == ''
         assert len(predict.errors) == 1
-        assert predict.errors[0].startswith(f'cifar10_predict.py: {path} ')
+        assert predict.errors[0].startswith(f'cifar10_predict.py: cannot use {path}: ')
         assert 'batches.meta.txt' in predict.errors[0]
-        assert f'{num_classes} classes' in predict.errors[0]
         assert re.search(rf'\[7\].*not.*\[{num_classes}\]', predict.errors[0])

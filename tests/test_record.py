@@ -3,6 +3,7 @@
 import csv
 from datetime import datetime
 import glob
+import importlib
 import importlib.util
 import os
 import re
@@ -188,3 +189,20 @@ def test_the_record_is_drawn(start, data_dir, record_dir):
     for name in names:
         with open(f'{record_dir}/{name}.png', 'rb') as file:
             assert file.read(4) == b'\x89PNG'
+
+
+def test_the_confusion_matrix_counts_and_names_the_classes(monkeypatch):
+    pytest.importorskip('matplotlib')
+    monkeypatch.syspath_prepend(os.path.join(harness.FOLDER, 'results'))
+    pictures = importlib.import_module('pictures')
+    drawn = []
+    monkeypatch.setattr(pictures, 'save', lambda figure, name: drawn.append(figure))
+    names = ['cat', 'dog', 'fish']
+    pictures.draw_confusion(np.array([0, 0, 2, 0]), np.array([0, 1, 2, 1]), names)
+    (axes,) = drawn[0].axes
+    for labels in axes.get_xticklabels(), axes.get_yticklabels():
+        assert [label.get_text() for label in labels] == names
+    counts = {text.get_position(): int(text.get_text()) for text in axes.texts}
+    predicted_and_label = {(0, 0): 1, (1, 0): 2, (2, 2): 1}
+    assert {at: count for at, count in counts.items() if count} == predicted_and_label
+    assert len(counts) == 9

@@ -61,7 +61,7 @@ DEFAULTS['cifar10_convert.py'] = {
     'coarse': 'false',
     'keep_going': 'false',
 }
-SCRIPTS = [harness.TRAIN, harness.MULTI_GPU, clusters.DISTRIBUTED, harness.EVAL]
+SCRIPTS = [harness.TRAIN, harness.MULTI_GPU, harness.EVAL]
 
 # --- Flags -------------------------------------------------------------------
 

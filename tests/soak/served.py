@@ -76,7 +76,9 @@ def check(views, pictures, truth, scratch):
             continue
         path = os.path.join(scratch, f'{views}-{len(answers)}.npy')
         command = [python, '-c', ASK, os.path.join(FLAGS.export_dir, step), pictures, path]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        asked = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if asked.returncode:
+            sys.exit(f'FAILED: {asked.stderr[-4000:]}')
         answers[python] = np.load(path)
         right = np.count_nonzero(answers[python] == truth)
         print(f'{python}: {right} right.', flush=True)
