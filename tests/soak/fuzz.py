@@ -98,7 +98,7 @@ def fuzz_records(chance, scratch):
         if not content or len(content) % RECORD_BYTES or max(content[::RECORD_BYTES]) > 9
     ]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             dataset.maybe_download_and_extract(scratch, 'file:///nowhere', RECORD_BYTES, 10)
     except script.UserError as error:
         assert wrong, f'refused without need: {error}'
@@ -184,7 +184,7 @@ def fuzz_checkpoints(chance, scratch):
     assert step is None or isinstance(step, int)
     assert step == 12 or 'finished' in changed
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             path = checkpoints.newest(scratch)
     except script.UserError as error:
         assert len(str(error).splitlines()) == 1
