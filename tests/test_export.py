@@ -33,11 +33,7 @@ def model(tmp_path_factory):
     """Two checkpoints of 7 classes and their names; and five images with their probabilities."""
     folder = tmp_path_factory.mktemp('model')
 
-    def variables(seed):
-        values = reference.random_variables(seed, local3=3, local4=3, softmax_linear=20)
-        last = {name: values[name][..., :7] for name in values if 'softmax' in name}
-        return dict(values, **last)
-
+    variables = reference.variables_of_seven_classes
     for step, seed in (900, 4), (STEP, 1):
         values = reference.checkpoint_values(step, variables(seed + 10), variables(seed))
         reference.write_checkpoint(folder, step, values)

@@ -247,11 +247,7 @@ def model(tmp_path_factory):
     """Three checkpoints of 7 classes and their names. Only the newest one's averages count."""
     folder = tmp_path_factory.mktemp('model')
 
-    def variables(seed):
-        values = reference.random_variables(seed, local3=3, local4=3, softmax_linear=20)
-        last = {name: values[name][..., :7] for name in values if 'softmax' in name}
-        return dict(values, **last)
-
+    variables = reference.variables_of_seven_classes
     # As text, the last one would be the smallest.
     for step, seed in (5, 3), (900, 4), (1000, 1):
         values = reference.checkpoint_values(step, variables(seed + 10), variables(seed))
