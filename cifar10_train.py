@@ -76,12 +76,9 @@ def train_until_signal(build, signals, target='', device=None):
     if checkpoints.step_of(checkpoint) >= FLAGS.max_steps:
         print(f'Nothing to do: {checkpoint} has reached --max_steps={FLAGS.max_steps}.')
         return 0
-    before, now = cifar10_input.class_names(FLAGS.train_dir), cifar10.class_names()
-    if checkpoint and len(before) == len(now) and before != now:
-        raise script.UserError(
-            f'{checkpoint} knows other classes ({before[0]} ...) than the data set ({now[0]} ...). '
-            'Choose another --train_dir.'
-        )
+    if checkpoint:
+        known = cifar10_input.class_names(FLAGS.train_dir)
+        checkpoints.expect_classes(checkpoint, known, cifar10.class_names())
     print(devices.describe(FLAGS.use_fp16), flush=True)
     if checkpoint:
         print(f'Resuming from {checkpoint}.', flush=True)
@@ -94,7 +91,7 @@ def train_until_signal(build, signals, target='', device=None):
             checkpoints.choose(checkpoint, FLAGS.max_to_keep)
         checkpoints.clear_finished(FLAGS.train_dir)
         # With them, a checkpoint can be used where the data set isn't.
-        cifar10_input.write_class_names(FLAGS.train_dir, now)
+        cifar10_input.write_class_names(FLAGS.train_dir, cifar10.class_names())
         done = run_steps(step, global_step, checkpoint, signals, target)
 
     saved = tf.train.latest_checkpoint(FLAGS.train_dir)

@@ -143,6 +143,21 @@ def choose(path, max_to_keep):
     tf.train.update_checkpoint_state(os.path.abspath(folder), listed[-1], listed[-max_to_keep:])
 
 
+def expect_classes(path, known, wanted):
+    """Refuses a checkpoint whose classes are as many as those of the data set, but others.
+
+    With another number of classes it does not fit anyway.
+
+    Raises:
+      script.UserError: they are others.
+    """
+    if len(known) == len(wanted) and known != wanted:
+        raise script.UserError(
+            f'{path} knows other classes ({known[0]} ...) than the data set ({wanted[0]} ...). '
+            'Choose another --train_dir.'
+        )
+
+
 def as_local_variable(next_creator, **kwargs):
     """For tf.variable_creator_scope: a variable that is no part of a checkpoint.
 
