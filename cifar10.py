@@ -233,10 +233,13 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
     # With the step, the decay is min(0.9999, (1 + step) / (10 + step)): quick at the start.
     average = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY, global_step)
     with tf.name_scope('averages'), tf.control_dependencies([update_variables]):
-        update_averages = []
+        by_device = {}  # Parameter servers hold a part of the variables each.
         for variable in tf.trainable_variables():
-            with tf.device(variable.device):  # Which may be on another machine.
-                update_averages.append(average.apply([variable]))
+            by_device.setdefault(variable.device, []).append(variable)
+        update_averages = []
+        for device, variables in by_device.items():
+            with tf.device(device):
+                update_averages.append(average.apply(variables))
 
     summarize_activations()
     for gradient, variable in gradients:
