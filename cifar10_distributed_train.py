@@ -56,11 +56,12 @@ def machine_batches(i, device):
         return cifar10_multi_gpu_train.shared_batches()
 
 
-def build_step(global_step, machines):
+def build_step(global_step, machines, target):
     """Builds the training graph for --num_gpus towers on each machine.
 
     Args:
       machines: their devices, such as '/job:worker/task:0'; that of the chief comes first.
+      target: the address of the chief's server.
 
     Returns:
       A cifar10_train.Step.
@@ -83,7 +84,7 @@ def build_step(global_step, machines):
         loss = tf.add_n(losses) / len(losses)
     average = cifar10_multi_gpu_train.average_gradients(gradients)
     train_op = cifar10.apply_gradients(optimizer, average, loss, global_step)
-    return cifar10_train.Step(train_op, loss, images_per_step)
+    return cifar10_train.Step(train_op, loss, images_per_step, target)
 
 
 def facts(has_towers):
@@ -117,8 +118,7 @@ def main():
     def lead(server):
         towers = [task.device for task in cluster.workers(machines)]
         return cifar10_train.train(
-            lambda global_step: build_step(global_step, towers),
-            server.target,
+            lambda global_step: build_step(global_step, towers, server.target),
             devices.with_ps(me.device, len(machines.jobs.get('ps', []))),
         )
 

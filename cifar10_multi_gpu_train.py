@@ -92,7 +92,7 @@ def build_step(global_step):
     with tf.device('/cpu:0'):
         loss = tf.add_n(losses) / len(losses)
     train_op = cifar10.apply_gradients(optimizer, average_gradients(gradients), loss, global_step)
-    return cifar10_train.Step(train_op, loss, images_per_step)
+    return cifar10_train.Step(train_op, loss, images_per_step, target='')
 
 
 def main():

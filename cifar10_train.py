@@ -39,8 +39,9 @@ tf.flags.adopt_module_key_flags(cifar10)
 
 SUMMARY_STEPS = 100
 
-# What to train: the op that does a step, its loss, and how many images it takes.
-Step = collections.namedtuple('Step', ['train_op', 'loss', 'num_images'])
+# What to train: the op that does a step, its loss, how many images it takes, and the address
+# of the tf.train.Server where the session is, '' for this process.
+Step = collections.namedtuple('Step', 'train_op loss num_images target')
 
 
 def build_step(global_step):
@@ -48,15 +49,14 @@ def build_step(global_step):
     images, labels = cifar10.distorted_inputs()
     logits = cifar10.inference(images, len(cifar10.class_names()))
     loss = cifar10.loss(logits, labels)
-    return Step(cifar10.train(loss, global_step), loss, FLAGS.batch_size)
+    return Step(cifar10.train(loss, global_step), loss, FLAGS.batch_size, target='')
 
 
-def train(build, target='', device=None):
+def train(build, device=None):
     """Trains in --train_dir, from the newest checkpoint there if there is one.
 
     Args:
       build: function of the global step that builds the graph and returns a Step.
-      target: of the session; '' is this process, without any tf.train.Server.
       device: where ops go that name no other machine, as for tf.device().
 
     Returns:
@@ -65,12 +65,10 @@ def train(build, target='', device=None):
     cifar10.maybe_download_and_extract()
     os.makedirs(FLAGS.train_dir, exist_ok=True)
     with script.locked(FLAGS.train_dir, f'another trainer is at work in {FLAGS.train_dir}'):
-        return script.hear_signals(
-            lambda signals: train_until_signal(build, signals, target, device)
-        )
+        return script.hear_signals(lambda signals: train_until_signal(build, signals, device))
 
 
-def train_until_signal(build, signals, target='', device=None):
+def train_until_signal(build, signals, device=None):
     """As train(), up to the step at which a signal appears in the list `signals`."""
     checkpoint = checkpoints.newest(FLAGS.train_dir)
     if checkpoints.step_of(checkpoint) >= FLAGS.max_steps:
@@ -92,7 +90,7 @@ def train_until_signal(build, signals, target='', device=None):
         checkpoints.clear_finished(FLAGS.train_dir)
         # With them, a checkpoint can be used where the data set isn't.
         cifar10_input.write_class_names(FLAGS.train_dir, cifar10.class_names())
-        done = run_steps(step, global_step, checkpoint, signals, target)
+        done = run_steps(step, global_step, checkpoint, signals)
 
     saved = tf.train.latest_checkpoint(FLAGS.train_dir)
     if done < FLAGS.max_steps:
@@ -106,7 +104,7 @@ def train_until_signal(build, signals, target='', device=None):
     return 0
 
 
-def run_steps(step, global_step, checkpoint, signals, target=''):
+def run_steps(step, global_step, checkpoint, signals):
     """Runs a Step until --max_steps or a signal.
 
     Args:
@@ -123,7 +121,7 @@ def run_steps(step, global_step, checkpoint, signals, target=''):
         steps_done = tf.identity(global_step)
     done = logged = checkpoints.step_of(checkpoint)
     logged_at = time.monotonic()
-    with open_session(checkpoint, target) as session:
+    with open_session(checkpoint, step.target) as session:
         while done < FLAGS.max_steps and not signals:
             before = done
             _, loss, done = session.run([step.train_op, step.loss, steps_done])
@@ -144,7 +142,7 @@ def run_steps(step, global_step, checkpoint, signals, target=''):
     return done
 
 
-def open_session(checkpoint, target=''):
+def open_session(checkpoint, target):
     """A session on the default graph that looks after the run by itself.
 
     It initializes the variables or restores them, and starts the queue runners. Its hooks,

@@ -167,6 +167,17 @@ class Network:
     def mend(self, i):
         _ip('link', 'set', self._port(i), 'master', f'{self._tag}br')
 
+    def limit(self, mbits):
+        """What each machine sends, and what it receives, comes with so many Mbit/s at most."""
+        bucket = ['root', 'tbf', 'rate', f'{mbits}mbit', 'burst', '128kb', 'latency', '400ms']
+        for i in range(len(self.addresses)):
+            enter = ['ip', 'netns', 'exec', self._namespace(i)]
+            for command in (
+                enter + ['tc', 'qdisc', 'add', 'dev', 'eth0'],
+                ['tc', 'qdisc', 'add', 'dev', self._port(i)],
+            ):
+                subprocess.check_call(command + bucket)
+
     def sent_and_received(self, i):
         """How many bytes machine i has sent, and received, up to now."""
         folder = f'/sys/class/net/{self._port(i)}/statistics'

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 from support import cluster
 from support.local_cluster import free_ports
@@ -199,6 +200,15 @@ cifar10_input.distorted_inputs = distorted_inputs
 '''
 
 
+def homes_of_weights(path):
+    """Where the weights in a graph live, as in Cluster.names."""
+    with tf.Graph().as_default() as graph:
+        tf.train.import_meta_graph(path)
+    devices = [graph.get_operation_by_name(name).device for name in reference.MODEL]
+    specs = [tf.DeviceSpec.from_string(device) for device in devices]
+    return {spec.job if spec.job == 'chief' else f'{spec.job} {spec.task}' for spec in specs}
+
+
 def test_two_machines_of_64_do_what_one_does_with_128_also_with_ps_tasks(
     new_cluster, train, tmp_path
 ):
@@ -210,9 +220,10 @@ def test_two_machines_of_64_do_what_one_does_with_128_also_with_ps_tasks(
     spread = new_cluster(tmp_path / 'ps', ps=2)
     assert one.wait() == 0
     expected = reference.read_checkpoint(f'{tmp_path}/one/model.ckpt-3')
-    for machines in two, spread:
+    for machines, homes in (two, {'chief'}), (spread, {'ps 0', 'ps 1'}):
         machines.start('--max_steps=3', '--batch_size=64', before=FIXED_INPUT)
         machines.assert_finished(3)
+        assert homes_of_weights(f'{machines.train_dir}/model.ckpt-3.meta') == homes
         _, found = machines.check(3)
         for name in reference.CHECKPOINT_NAMES:
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)

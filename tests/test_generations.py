@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from tests import clusters
 from tests import harness
 from tests import reference
 
@@ -80,3 +81,22 @@ def test_the_other_generation_goes_on_training_from_a_checkpoint_of_this_one(
         assert np.abs(after[name] - before[name]).max() < 1
         expected = decay * before[average] + (1 - decay) * after[name]
         np.testing.assert_allclose(after[average], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_of_the_other_generation_goes_on_on_two_machines_and_comes_back(
+    start, data_dir, tmp_path
+):
+    def train_other(max_steps):
+        folders = ['--data_dir=' + data_dir, f'--train_dir={tmp_path}']
+        return run_other(harness.TRAIN, *folders, '--batch_size=16', f'--max_steps={max_steps}')
+
+    train_other(2)
+    machines = clusters.Cluster(start, data_dir, tmp_path, ps=1)
+    try:
+        machines.start('--max_steps=4')
+        machines.assert_finished(4)
+    finally:
+        machines.kill()
+    assert f'Resuming from {tmp_path}/model.ckpt-2.' in machines[clusters.CHIEF].lines
+    assert f'Resuming from {tmp_path}/model.ckpt-4.' in train_other(5)
+    machines.check(5)

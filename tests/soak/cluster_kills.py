@@ -1,13 +1,15 @@
 """Kills processes of a cluster with SIGKILL, again and again, and checks that the run goes on.
 
-    python tests/soak/cluster_kills.py            50 kills, half an hour
-    python tests/soak/cluster_kills.py --quick    4 kills, some minutes
+    python tests/soak/cluster_kills.py            as below, half an hour
+    python tests/soak/cluster_kills.py --quick    few kills, some minutes
 
-A chief, two workers and a ps train on the real data set. One of them, chosen at random, is
-killed at a random moment, from its start to long after a checkpoint. Whoever knew of it has to
-end with status 138 within ten seconds. Each is started again as soon as it has ended, without
-regard to the others, as Kubernetes does. The run has to reach its last step, and in the end
-the network has to be as good as that of a run which nobody disturbed.
+First the chief is killed at each step of writing a checkpoint, as in kills.py.
+
+Then a chief, two workers and a ps train on the real data set. Fifty times one of them, chosen
+at random, is killed at a random moment, from its start to long after a checkpoint. Whoever knew
+of it has to end with status 138 within ten seconds. Each is started again as soon as it has
+ended, without regard to the others, as Kubernetes does. The run has to reach its last step, and
+in the end the network has to be as good as that of a run which nobody disturbed.
 """
 
 import argparse
@@ -23,10 +25,23 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))
 
 from tests import clusters, harness
-from tests.soak.kills import LostError, expect, newest_step, output
+from tests.soak.kills import LostError, expect, kill_while_saving, newest_step, output
 
 FLAGS = ['--batch_size=32', '--save_checkpoint_secs=3', '--log_frequency=1']
 MET = 'All 4 machines are there.'
+
+
+def run_with_a_worker(start, data_dir, train_dir, flags, before):
+    """Runs a chief and a worker to their end. Returns the chief."""
+    cluster = clusters.Cluster(start, data_dir, train_dir)
+    try:
+        cluster.start(*flags, before={clusters.CHIEF: before})
+        statuses = cluster.statuses()
+        expected = 0 if statuses[clusters.CHIEF] == 0 else 138
+        expect(statuses[clusters.WORKER] == expected, f'{statuses}: {cluster.said()}')
+        return cluster[clusters.CHIEF]
+    finally:
+        cluster.kill()
 
 
 class Supervisor:
@@ -128,18 +143,21 @@ def main():
     parser.add_argument('--quick', action='store_true', help='fewer kills and steps')
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    how = dict(kills=50, more_steps=300, num_examples=10000, tolerance=0.03)
+    stride, how = 1, dict(kills=50, more_steps=300, num_examples=10000, tolerance=0.03)
     if args.quick:
-        how = dict(kills=4, more_steps=30, num_examples=2000, tolerance=0.1)
-    with tempfile.TemporaryDirectory() as scratch:
-        start = harness.Starter(scratch)
+        stride, how = 24, dict(kills=4, more_steps=30, num_examples=2000, tolerance=0.1)
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        start = harness.Starter(second)
         try:
-            report = kill_at_random(start, scratch, args.data_dir, **how)
+            reports = [
+                kill_while_saving(first, stride, run_with_a_worker),
+                kill_at_random(start, second, args.data_dir, **how),
+            ]
         except LostError as error:
             sys.exit(f'cluster_kills.py: LOST: {error}')
         finally:
             start.end()
-    print(report)
+    print('\n'.join(reports))
 
 
 if __name__ == '__main__':

@@ -85,8 +85,20 @@ def output(script):
 # --- At each step of saving --------------------------------------------------
 
 
-def kill_while_saving(scratch, stride):
-    """Kills at every `stride`-th step of writing. Returns a line on what was seen."""
+def run_alone(start, data_dir, train_dir, flags, before):
+    """Runs a trainer to its end. Returns it."""
+    folders = ['--data_dir=' + data_dir, '--train_dir=' + train_dir]
+    script = start(harness.TRAIN, *folders, *flags, before=before)
+    script.wait()
+    return script
+
+
+def kill_while_saving(scratch, stride, run=run_alone):
+    """Kills at every `stride`-th step of writing. Returns a line on what was seen.
+
+    Args:
+      run: function as run_alone(), which returns the process that is killed.
+    """
     data_dir, train_dir = os.path.join(scratch, 'data'), os.path.join(scratch, 'staged')
     log_path, library = os.path.join(scratch, 'steps.log'), os.path.join(scratch, 'kill_at.so')
     subprocess.check_call(
@@ -99,16 +111,13 @@ def kill_while_saving(scratch, stride):
 
     def train(kill_at):
         """A trainer that does one step on a tiny batch and saves. Returns it and its log."""
-        script = start(
-            harness.TRAIN,
-            '--train_dir=' + train_dir,
-            '--data_dir=' + data_dir,
-            '--batch_size=8',
-            '--max_to_keep=2',
-            f'--max_steps={newest_step(train_dir) + 1}',
+        script = run(
+            start,
+            data_dir,
+            train_dir,
+            ['--batch_size=8', '--max_to_keep=2', f'--max_steps={newest_step(train_dir) + 1}'],
             before=f'import os; os.environ.update(KILL_LOG={log_path!r}, KILL_AT="{kill_at}")',
         )
-        script.wait()
         steps = harness.read(log_path).splitlines()
         os.remove(log_path)
         return script, steps
