@@ -95,7 +95,7 @@ def _variable(name, shape, initializer):
     return variable.read_value()
 
 
-def _weights(shape, stddev, decay=None):
+def weight_variable(shape, stddev, decay=None):
     """Weights from a truncated normal distribution.
 
     With `decay`, decay * sum(weights ** 2) / 2 joins the collection 'losses'.
@@ -106,31 +106,31 @@ def _weights(shape, stddev, decay=None):
     return weights
 
 
-def _biases(size, value):
-    return _variable('biases', [size], tf.constant_initializer(value))
+def bias_variable(shape, value):
+    return _variable('biases', shape, tf.constant_initializer(value))
 
 
-def _conv(layer, images, channels, bias):
+def conv(layer, images, channels, bias):
     """[n, h, w, c] -> [n, h, w, channels]: 5x5 convolution, ReLU."""
     with tf.variable_scope(layer):
-        kernel = _weights([5, 5, images.shape.as_list()[-1], channels], stddev=0.05)
+        kernel = weight_variable([5, 5, images.shape.as_list()[-1], channels], stddev=0.05)
         convolved = tf.nn.conv2d(images, kernel, strides=1, padding='SAME')
-        activations = tf.nn.relu(tf.nn.bias_add(convolved, _biases(channels, bias)))
+        activations = tf.nn.relu(tf.nn.bias_add(convolved, bias_variable([channels], bias)))
     tf.add_to_collection('activations', activations)
     return activations
 
 
-def _max_pool(name, images):
+def max_pool(name, images):
     """[n, h, w, c] -> [n, h/2, w/2, c]: the maximum of 3x3 windows, two pixels apart."""
     return tf.nn.max_pool(images, ksize=3, strides=2, padding='SAME', name=name)
 
 
-def _fully_connected(layer, inputs, units, stddev, bias, decay=None, activation=tf.identity):
+def fully_connected(layer, inputs, units, stddev, bias, decay=None, activation=tf.identity):
     """[n, m] -> [n, units]: inputs * weights + biases, then the activation."""
     with tf.variable_scope(layer):
-        weights = _weights([inputs.shape.as_list()[-1], units], stddev, decay)
+        weights = weight_variable([inputs.shape.as_list()[-1], units], stddev, decay)
         product = tf.matmul(inputs, weights)
-        activations = activation(tf.nn.bias_add(product, _biases(units, bias)))
+        activations = activation(tf.nn.bias_add(product, bias_variable([units], bias)))
     tf.add_to_collection('activations', activations)
     return activations
 
@@ -147,17 +147,17 @@ def inference(images, num_classes=NUM_CLASSES):
       logits: [n, num_classes] float32, not normalized.
     """
     # As in cuda-convnet, the first layer pools and then normalizes, the second the reverse.
-    conv1 = _conv('conv1', images, 64, bias=0.0)  # [n, 24, 24, 64]
-    pool1 = _max_pool('pool1', conv1)  # [n, 12, 12, 64]
+    conv1 = conv('conv1', images, 64, bias=0.0)  # [n, 24, 24, 64]
+    pool1 = max_pool('pool1', conv1)  # [n, 12, 12, 64]
     norm1 = local_response_normalization(pool1, 'norm1')
-    conv2 = _conv('conv2', norm1, 64, bias=0.1)  # [n, 12, 12, 64]
+    conv2 = conv('conv2', norm1, 64, bias=0.1)  # [n, 12, 12, 64]
     norm2 = local_response_normalization(conv2, 'norm2')
-    pool2 = _max_pool('pool2', norm2)  # [n, 6, 6, 64]
+    pool2 = max_pool('pool2', norm2)  # [n, 6, 6, 64]
     flat = tf.reshape(pool2, [-1, pool2.shape[1:].num_elements()])  # [n, 2304]
-    local3 = _fully_connected('local3', flat, 384, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
-    local4 = _fully_connected('local4', local3, 192, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
+    local3 = fully_connected('local3', flat, 384, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
+    local4 = fully_connected('local4', local3, 192, 0.04, 0.1, decay=0.004, activation=tf.nn.relu)
     # No softmax here: the loss applies it itself, numerically more stable.
-    return _fully_connected('softmax_linear', local4, num_classes, stddev=1 / 192.0, bias=0.0)
+    return fully_connected('softmax_linear', local4, num_classes, stddev=1 / 192.0, bias=0.0)
 
 
 def probabilities(images, num_classes, num_views):

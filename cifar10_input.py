@@ -123,11 +123,12 @@ def read_cifar10(filename_queue, num_records=None):
     return Record(RECORD_SIZE, RECORD_SIZE, RECORD_DEPTH, key, label, image)
 
 
-def random_crop_and_flip(images):
+def random_crop_and_flip(images, mirror=True):
     """[n, 32, 32, 3] -> [n, 24, 24, 3]: a random window of each image, mirrored in half of them.
 
-    Computes for each pixel of the result its number in the batch, then gathers the pixels:
-    a crop shifts the numbers of the columns, a flip reverses them.
+    With `mirror` false, in none of them. Computes for each pixel of the result its number in
+    the batch, then gathers the pixels: a crop shifts the numbers of the columns, a flip
+    reverses them.
     """
     n = tf.shape(images)[0]
 
@@ -137,7 +138,7 @@ def random_crop_and_flip(images):
     offset = tf.range(IMAGE_SIZE)
     rows = one_per_image(RECORD_SIZE - IMAGE_SIZE + 1) + offset[:, tf.newaxis]  # [n, 24, 1]
     # Where flip is 1, offset + flip * (23 - 2 * offset) counts down from 23.
-    flip = one_per_image(2)
+    flip = one_per_image(2 if mirror else 1)
     columns = one_per_image(RECORD_SIZE - IMAGE_SIZE + 1) + offset  # [n, 1, 24]
     columns += flip * (IMAGE_SIZE - 1 - 2 * offset)
     image = tf.range(n)[:, tf.newaxis, tf.newaxis]  # [n, 1, 1]
@@ -200,20 +201,19 @@ def fixed_views(images, num_views):
     return standardize(tf.cast(tf.stack(views, axis=1), tf.float32))
 
 
-def distorted_inputs(data_dir, batch_size):
+def distorted_inputs(data_dir, batch_size, min_fraction_of_examples_in_queue=0.4):
     """Endless shuffled batches of distorted training images. Pinned to the CPU.
 
     Args:
       data_dir: the folder that holds data_batch_1.bin ... data_batch_5.bin.
+      min_fraction_of_examples_in_queue: images are drawn from a queue that never holds fewer
+        than this part of the epoch, so that a batch mixes images from all over it. The first
+        batch has to wait until the queue is that full: when the session has started.
 
     Returns:
       images: [batch_size, 24, 24, 3] float32, each of mean 0 and stddev 1.
       labels: [batch_size] int32.
     """
-    # Images are drawn from a queue that never holds fewer than this part of the
-    # epoch, so that a batch mixes images from all over it. The first batch has
-    # to wait until the queue is that full: when the session has started.
-    min_fraction_of_examples_in_queue = 0.4
     min_queue_examples = int(num_examples(False, data_dir) * min_fraction_of_examples_in_queue)
     kind = 'CIFAR images' if class_names(data_dir) == CLASS_NAMES else 'images'
     print(

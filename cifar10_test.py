@@ -248,6 +248,9 @@ def test_every_crop_occurs_plain_and_flipped_and_no_other():
     assert np.all(abs(count.sum(axis=2) - 50) < 45)
     assert abs(flipped.mean() - 0.5) < 0.05
 
+    crops = evaluate(cifar10_input.random_crop_and_flip(images, mirror=False))
+    assert np.all(crops[:, 0, 0, 1] < crops[:, 0, 1, 1])
+
 
 def test_brightness_is_one_random_number_from_minus_63_to_63_for_each_image():
     images = reference.random_images(4000, size=4).astype(np.float32)

@@ -32,7 +32,7 @@ from support import script
 
 LOST = 138  # Exit status for "start all of us again": 128 + SIGUSR1, as Kubeflow has it.
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-KEEPALIVE_SECS = 15
+KEEPALIVE_SECS = 10
 ANSWER_SECS = 5  # For whoever is called to say who it is.
 PAUSE_SECS = 0.5  # Between two calls.
 TELL_SECS = 10  # Between two lines on who is being waited for.

@@ -218,10 +218,11 @@ def test_two_machines_of_64_do_what_one_does_with_128_also_with_ps_tasks(
     one = train('--max_steps=3', '--batch_size=128', folder='one', before=FIXED_INPUT)
     two = new_cluster(tmp_path / 'two')
     spread = new_cluster(tmp_path / 'ps', ps=2)
+    for machines in two, spread:
+        machines.start('--max_steps=3', '--batch_size=64', before=FIXED_INPUT)
     assert one.wait() == 0
     expected = reference.read_checkpoint(f'{tmp_path}/one/model.ckpt-3')
     for machines, homes in (two, {'chief'}), (spread, {'ps 0', 'ps 1'}):
-        machines.start('--max_steps=3', '--batch_size=64', before=FIXED_INPUT)
         machines.assert_finished(3)
         assert homes_of_weights(f'{machines.train_dir}/model.ckpt-3.meta') == homes
         _, found = machines.check(3)
@@ -293,7 +294,7 @@ def test_machines_that_differ_are_named_before_the_first_step(new_cluster, tmp_p
 
 
 def test_whichever_is_killed_all_others_end_and_the_run_goes_on(new_cluster):
-    machines = new_cluster(workers=2, ps=1)
+    machines = new_cluster(ps=1)
     # The input stands still, so this is before the first step.
     machines.start(FAR, before={CHIEF: harness.slow_input('distort', 0)})
     machines[CHIEF].wait_for('Filling queue')
@@ -330,12 +331,12 @@ def test_noise_a_pause_and_a_stop(new_cluster):
     machines[CHIEF].wait_for('step 5,')
     lines += [noise(address) for address in machines.addresses]
     machines[WORKER].send(signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(1)
     machines[CHIEF].send(signal.SIGSTOP)
-    time.sleep(2)
+    time.sleep(4)
     stood = logged_steps(machines[CHIEF])[-1]
     machines[WORKER].send(signal.SIGCONT)
-    time.sleep(3)
+    time.sleep(1)
     machines[CHIEF].send(signal.SIGCONT)
     machines[CHIEF].wait_for(f'step {stood + 20},')
     for line in lines:
@@ -349,7 +350,8 @@ def test_noise_a_pause_and_a_stop(new_cluster):
 
 
 def test_a_worker_that_is_stopped_is_lost_and_a_chief_that_fails_says_why(new_cluster, tmp_path):
-    machines = new_cluster().start(FAR)
+    quick = 'from support import cluster; cluster.GRACE_SECS = 1'
+    machines = new_cluster().start(FAR, before={WORKER: quick})
     machines[CHIEF].wait_for('step 2,')
     second = new_cluster().start(FAR)  # Another chief, in the same folder.
     assert second.statuses() == {CHIEF: 1, WORKER: 1}
