@@ -2,22 +2,22 @@
 
     python benchmarks/several_machines_report.py --page=docs/several_machines.md
 
-Writes the tables into the page, between <!-- measured --> and <!-- /measured --> and between
-<!-- computed --> and <!-- /computed -->, and several_machines.png beside it. Needs matplotlib.
+Writes the tables into the page, between comments such as <!-- measured --> and <!-- /measured -->,
+and several_machines.png beside it. Needs matplotlib.
 
-The model: n machines compute for c ms a step, each with a batch of its own; one holds all
-variables, V bytes, and sends and receives them once for each of the others. With a link of B in
-each direction that takes t = (n - 1) V / B each way, and
+The model: n machines compute for c ms a step, each with a batch of its own. Whoever holds the
+variables, V bytes, sends and receives them once for each of the k others that it serves, over a
+link that carries B in each direction. A step takes
 
-    T = slowest of n + (n - 1) o + r + max(0, a t - h)
+    T = slowest of n + k o + r + max(0, a k V / B - h)
 
     slowest of n    mean of the slowest of n steps, drawn from those measured in one process,
                     scaled to c
-    o               ms that the holder computes for each of the others: what it has more
+    o               ms that the holder computes for each of the others: what the chief has more
                     processor time than a worker, by cores
-    r               ms of round trips, without load: ROUND_TRIPS
+    r               ms of round trips, assumed
     a, h            fitted. a would be 2 if all variables came before the first layer and all
-                    gradients after the last one; h is what computing hides
+                    gradients after the last one; h is what goes over the wire meanwhile
 """
 
 import argparse
@@ -137,29 +137,32 @@ class Model:
         parts = np.arange(len(self._draws) + 1) / len(self._draws)
         return float(np.sum(self._draws * np.diff(parts**n)))
 
-    def step(self, n, compute_ms, mbits, busy_ms=None):
-        """ms of a step on n machines. busy_ms: how long a link is busy each way."""
-        busy_ms = transfer_ms(n, mbits) if busy_ms is None else busy_ms
+    # How long a step takes on n machines, in ms, if ...
+
+    def one_holder(self, n, compute_ms, mbits):
+        """... one of them holds the variables."""
+        return self._step(n, compute_ms, mbits, n - 1, ROUND_TRIPS)
+
+    def four_ps(self, n, compute_ms, mbits):
+        """... four others hold a quarter each."""
+        return self._step(n, compute_ms, mbits, n / 4, ROUND_TRIPS)
+
+    def all_reduce(self, n, compute_ms, mbits):
+        """... all hold them, and average the gradients in a ring."""
+        # Each link is busy for 2 V (n - 1) / n, in both directions at the same time.
+        passed_on = 2 * (n - 1) / n
+        return self._step(n, compute_ms, mbits, passed_on, 2 * (n - 1), 1 / self.a)
+
+    def _step(self, n, compute_ms, mbits, others, round_trips, part=1.0):
+        busy = self.a * part * others * transfer_ms(2, mbits)
         # Computing hides no more than it takes; fitted where that is BUSY_MS.
         hidden = self.hidden * min(1, compute_ms / BUSY_MS)
         return (
             compute_ms * self.slowest(n)
-            + (n - 1) * self.overhead
-            + (ROUND_TRIPS * ROUND_TRIP if n > 1 else 0)
-            + max(0, self.a * busy_ms - hidden)
+            + others * self.overhead
+            + round_trips * ROUND_TRIP
+            + max(0, busy - hidden)
         )
-
-    def all_reduce(self, n, compute_ms, mbits):
-        """As step(), if the machines average in a ring, each link busy for 2 V (n - 1) / n."""
-        busy = transfer_ms(2, mbits) * 2 * (n - 1) / n
-        # Not twice the time: in a ring, a link sends and receives at the same time.
-        hidden = self.hidden * min(1, compute_ms / BUSY_MS)
-        rounds = 2 * (n - 1) * ROUND_TRIP if n > 1 else 0
-        return compute_ms * self.slowest(n) + rounds + max(0, busy - hidden)
-
-    def speedup(self, time, n, compute_ms):
-        """How many times the images/s of one machine, each machine with a batch of its own."""
-        return n * compute_ms / time
 
 
 def fit_table(model):
@@ -168,6 +171,14 @@ def fit_table(model):
     for n, mbits, more, free in model.samples:
         computed = free + max(0, model.a * transfer_ms(n, mbits) - model.hidden)
         yield f'| {n}, {mbits} Mbit/s | {free + more:.0f} | {computed:.0f} |'
+
+
+def ways(model):
+    return [
+        (model.one_holder, '-', 'one holds the variables'),
+        (model.four_ps, ':', 'four ps'),
+        (model.all_reduce, '--', 'all-reduce'),
+    ]
 
 
 def computed_table(model):
@@ -180,8 +191,8 @@ def computed_table(model):
         cells = [str(n)]
         for ms, _ in COMPUTERS:
             for mbits, _ in LINKS:
-                chief, ring = model.step(n, ms, mbits), model.all_reduce(n, ms, mbits)
-                cells.append(' / '.join(f'{model.speedup(t, n, ms):.1f}' for t in (chief, ring)))
+                times = [time(n, ms, mbits) for time, _, _ in ways(model)]
+                cells.append(' / '.join(f'{n * ms / time:.1f}' for time in times))
         yield '| ' + ' | '.join(cells) + ' |'
 
 
@@ -190,22 +201,16 @@ def draw(model, path):
     for panel, (ms, name) in zip(panels, COMPUTERS):
         panel.plot([1] + MACHINES, [1] + MACHINES, color='0.8', label='ideal')
         for (mbits, text), color in zip(LINKS, ['C0', 'C1', 'C2']):
-            for time, style, what in (
-                (model.step, '-', 'one holds the variables'),
-                (
-                    model.all_reduce,
-                    '--',
-                    'all-reduce',
-                ),
-            ):
-                speed = [model.speedup(time(n, ms, mbits), n, ms) for n in MACHINES]
+            for time, style, what in ways(model):
+                speed = [n * ms / time(n, ms, mbits) for n in MACHINES]
                 label = f'{text} Gbit/s, {what}'
                 panel.plot([1] + MACHINES, [1] + speed, style, color=color, label=label)
         panel.set(xscale='log', yscale='log', xlabel='machines', ylabel='times the images/s of one')
         panel.set_xticks([1] + MACHINES)
         panel.set_xticklabels([1] + MACHINES)
         panel.set_title(f'{name} a step (computed)')
-    panels[0].legend(fontsize=8)
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc='upper center', bbox_to_anchor=(0.5, 0), ncol=4, fontsize=8)
     figure.savefig(path, dpi=100, bbox_inches='tight')
 
 
