@@ -11,8 +11,9 @@ RECORD_DIR = /tmp/cifar10_record
 EXPORT_DIR = /tmp/cifar10_export
 WORKERS    = 1
 PS         = 0
+NAME       = softmax
 
-.PHONY: help env data train eval multi-gpu cluster eval-pretrained predict export convert record tensorboard test soak lint bench
+.PHONY: help env data train eval multi-gpu cluster eval-pretrained predict export convert exercise record tensorboard test soak lint bench
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...] [EVAL_DIR=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -89,12 +90,13 @@ FORCE:
 
 # What only some targets need. 7.4 is the last pytest for Python 3.7.
 PACKAGES_cuda     = -r requirements.txt 'tensorflow[and-cuda]'
-PACKAGES_pictures = 'matplotlib>=3.5'
-PACKAGES_tests    = 'pytest>=7.4,<10' 'ruff>=0.14,<1' $(PACKAGES_pictures) pillow scipy 'pyyaml>=5'
+PACKAGES_pictures  = 'matplotlib>=3.5'
+PACKAGES_exercises = $(PACKAGES_pictures) scikit-learn
+PACKAGES_tests     = 'pytest>=7.4,<10' 'ruff>=0.14,<1' $(PACKAGES_exercises) pillow 'pyyaml>=5'
 $(ENV)/cuda: $(ENV)/ready
-$(ENV)/tests $(ENV)/pictures: $(READY)
-$(ENV)/tests $(ENV)/pictures: Makefile
-$(ENV)/cuda $(ENV)/tests $(ENV)/pictures:
+$(ENV)/tests $(ENV)/exercises $(ENV)/pictures: $(READY)
+$(ENV)/tests $(ENV)/exercises $(ENV)/pictures: Makefile
+$(ENV)/cuda $(ENV)/tests $(ENV)/exercises $(ENV)/pictures:
 	@echo 'Adding what is needed for $(@F) ...'
 	@$(pip_install) $(PACKAGES_$(@F)) && touch $@
 
@@ -124,6 +126,8 @@ export: $(READY) ## the trained model that comes along, or another, as a SavedMo
 	$(RUN) cifar10_export.py --export_dir="$(EXPORT_DIR)" $(ARGS)
 convert: $(READY) ## a data set of pictures of your own: DATA_DIR=/data/mine ARGS=/my/pictures
 	$(RUN) cifar10_convert.py $(if $(filter command,$(origin DATA_DIR)),$(DATA)) $(ARGS)
+exercise: $(ENV)/exercises ## the tutorial's exercises, solved: NAME=softmax, or another in exercises/
+	$(RUN) exercises/$(NAME).py $(if $(filter command,$(origin DATA_DIR)),$(DATA)) $(ARGS)
 tensorboard: $(READY) ## show the training and the evaluation in the browser
 	$(RUN) -W ignore -m tensorboard.main --host localhost --logdir$(if $(filter 2,$(CHOICE)),_spec) "train:$(TRAIN_DIR),eval:$(EVAL_DIR)" $(ARGS)
 record: $(ENV)/pictures ## tables, pictures and a small model of the run in TRAIN_DIR

@@ -1,0 +1,64 @@
+"""Exercise: evaluate without the moving averages.
+
+    python exercises/no_averages.py     or: make exercise NAME=no_averages
+
+Trains the tutorial's network and, on the way, evaluates it with the averages of the variables and
+with the variables themselves; in the evaluator that is --use_moving_averages=false. (The model
+that comes along cannot show it: it holds the averages alone.)
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import cifar10_train
+from results import record
+from support import script
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import tensorflow.compat.v1 as tf
+
+FLAGS = tf.flags.FLAGS
+NUM_CHECKPOINTS = 5
+tf.flags.DEFINE_string('picture', '/tmp/no_averages.png', 'Where to draw the table.')
+
+
+def draw(rows, path):
+    figure, axes = plt.subplots(figsize=(7, 4))
+    steps, averaged, raw = zip(*rows)
+    axes.plot(steps, averaged, 'o-', label='moving averages')
+    axes.plot(steps, raw, 'o-', label='variables')
+    axes.set(xlabel='step', ylabel='precision @ 1')
+    axes.legend()
+    figure.savefig(path, dpi=100, bbox_inches='tight')
+
+
+def main():
+    last, rows = FLAGS.max_steps, []
+    FLAGS.max_to_keep = 0  # All.
+    for i in range(1, NUM_CHECKPOINTS + 1):
+        FLAGS.max_steps = last * i // NUM_CHECKPOINTS
+        status = cifar10_train.main()
+        if status:
+            return status
+        path = os.path.join(FLAGS.train_dir, f'model.ckpt-{FLAGS.max_steps}')
+        averaged, raw = (
+            record.precision(path, averages=True),
+            record.precision(path, averages=False),
+        )
+        rows.append((FLAGS.max_steps, averaged, raw))
+    print('step      averages  variables')
+    for row in rows:
+        print('%-9d %.4f    %.4f' % row)
+    draw(rows, FLAGS.picture)
+    print(f'Saved {FLAGS.picture}.')
+
+
+if __name__ == '__main__':
+    FLAGS.set_default('train_dir', '/tmp/cifar10_no_averages')
+    FLAGS.set_default('max_steps', 20000)
+    script.run(main)
