@@ -135,7 +135,7 @@ record: $(ENV)/pictures ## tables, pictures and a small model of the run in TRAI
 	$(RUN) results/pictures.py $(DATA) --record_dir="$(RECORD_DIR)" $(ARGS)
 test: $(ENV)/tests ## run the tests (no data set needed)
 	$(RUN) -m pytest -rs --disable-warnings cifar10_test.py tests $(ARGS)
-soak: $(ENV)/tests ## malformed input, a served model, kills, endurance: 90 minutes; ARGS=--quick: some
+soak: $(ENV)/tests ## malformed input, a served model, kills, endurance: 2.5 hours; ARGS=--quick: some
 	$(RUN) tests/soak/fuzz.py $(filter --quick,$(ARGS))
 	$(RUN) tests/soak/served.py $(DATA) $(ARGS)
 	$(RUN) tests/soak/kills.py $(DATA) $(ARGS)

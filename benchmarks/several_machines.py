@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -24,8 +25,8 @@ sys.path.insert(0, os.path.dirname(FOLDER))
 from tests import clusters, harness
 
 IMAGES = 128
-# Machines with a tower, ps tasks, Mbit/s of each link (None: no limit).
 SLOW = 100
+# Machines with a tower, ps tasks, Mbit/s of each link (None: no limit).
 LAYOUTS = [(1, 0, None), (2, 0, None), (4, 0, None), (2, 1, None), (2, 2, None), (4, 1, None)]
 LAYOUTS += [(4, 2, None), (2, 0, 1000), (4, 0, 1000), (4, 2, 1000), (2, 0, SLOW), (4, 0, SLOW)]
 WARM_UP = 10  # Steps.
@@ -66,7 +67,7 @@ def measure(start, scratch, data_dir, layout, steps):
                 start, data_dir, train_dir, towers - 1, ps, hosts=network.addresses
             )
             before = {name: network.enter(i) for i, name in enumerate(cluster.names)}
-            # No checkpoint comes in between, but summaries do, as in any run: one step in 100.
+            # No checkpoint and no summary comes in between.
             flags = [f'--batch_size={IMAGES // towers}', '--save_checkpoint_secs=100000']
             cluster.start(*flags, before=before)
 
@@ -104,6 +105,7 @@ def main():
     parser.add_argument('--steps', type=int, default=60, help='to measure, of each layout')
     parser.add_argument('--rounds', type=int, default=3)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = [
         {'towers': towers, 'ps': ps, 'mbits': mbits, 'rounds': []} for towers, ps, mbits in LAYOUTS
     ]
@@ -115,10 +117,10 @@ def main():
                     found = measure(start, scratch, args.data_dir, layout, args.steps)
                     result['rounds'].append(found)
                     print(layout, f'{statistics.median(found["ms"]):.0f} ms a step', flush=True)
+                with open(os.path.join(FOLDER, 'several_machines.json'), 'w') as file:
+                    json.dump(results, file, indent=1)
         finally:
             start.end()
-    with open(os.path.join(FOLDER, 'several_machines.json'), 'w') as file:
-        json.dump(results, file, indent=1)
 
 
 if __name__ == '__main__':

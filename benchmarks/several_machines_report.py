@@ -17,7 +17,8 @@ link that carries B in each direction. A step takes
                     processor time than a worker, by cores
     r               ms of round trips, assumed
     a, h            fitted. a would be 2 if all variables came before the first layer and all
-                    gradients after the last one; h is what goes over the wire meanwhile
+                    gradients after the last one; h, a part of c, is what goes over the wire
+                    while somebody computes
 """
 
 import argparse
@@ -36,7 +37,6 @@ MEGABYTES = 4.273  # 1,068,298 numbers of 4 bytes.
 ROUND_TRIP = 0.2  # ms, without load; assumed.
 ROUND_TRIPS = 4  # To run the graph, for variables, for gradients, to report.
 CORES = 2  # Of the machine that measured.
-BUSY_MS = 80  # What a step takes there without other machines.
 MACHINES = [2, 4, 8, 16, 32, 64, 128]
 LINKS = [(1000, '1'), (10000, '10'), (100000, '100')]  # Mbit/s, Gbit/s.
 COMPUTERS = [(50, 'CPUs of 50 ms'), (2, 'GPUs of 2 ms')]
@@ -90,7 +90,7 @@ def measured_table(results):
         link = f', {result["mbits"]} Mbit/s' if result['mbits'] else ''
         name = f'{result["towers"]} × {128 // result["towers"]}, {result["ps"]} ps{link}'
         cells = [name, f'{statistics.median(ms):.0f} ({spread(ms)})', f'{ratio:.2f}']
-        cells.append(f'{max(0, 1 - busy / 2):.0%}')
+        cells.append(f'{max(0, 1 - busy / CORES):.0%}')
         for job in 'chief', 'worker', 'ps':
             sent = per_machine(result, job, 'mb_sent')
             received = per_machine(result, job, 'mb_received')
@@ -107,30 +107,42 @@ class Model:
     def __init__(self, results):
         alone = sorted(ms for each in find(results, 1)['rounds'] for ms in each['ms'])
         self._draws = np.array(alone) / statistics.median(alone)
-        more = {}  # What the chief computes beside the same batch as a worker's.
-        for n in 2, 4:
-            (chief,) = per_machine(find(results, n), 'chief', 'cpu_ms')
-            more[n] = chief - statistics.mean(per_machine(find(results, n), 'worker', 'cpu_ms'))
-        self.overhead = (more[4] - more[2]) / 2 / CORES
+        # ms that the chief computes for each worker, if it holds the variables or one ps does.
+        self.overhead = self._more_than_a_worker(results, ps=0)
+        self.overhead_beside_ps = self._more_than_a_worker(results, ps=1)
+        # Machines, Mbit/s, ms of a step, ms of a step where the link has no limit.
         self.samples = []
         for result in results:
             if result['mbits'] and not result['ps']:
-                free = statistics.median(step_ms(find(results, result['towers'])))
-                more = statistics.median(step_ms(result)) - free
-                self.samples.append((result['towers'], result['mbits'], more, free))
+                free = find(results, result['towers'])
+                times = [statistics.median(step_ms(each)) for each in (result, free)]
+                self.samples.append((result['towers'], result['mbits'], *times))
         self.a, self.hidden = self._fit()
+
+    def _more_than_a_worker(self, results, ps):
+        """How the chief's time beside that of a worker grows with each further worker."""
+        more = {}
+        for n in 2, 4:
+            (chief,) = per_machine(find(results, n, ps), 'chief', 'cpu_ms')
+            more[n] = chief - statistics.mean(per_machine(find(results, n, ps), 'worker', 'cpu_ms'))
+        return (more[4] - more[2]) / 2 / CORES
 
     def _fit(self):
         """The a and h with the smallest errors of the times, as parts of these."""
 
         def error(a, hidden):
             return sum(
-                (max(0, a * transfer_ms(n, mbits) - hidden) - more) ** 2 / (free + more) ** 2
-                for n, mbits, more, free in self.samples
+                (self.limited(n, mbits, free, a, hidden) / limited - 1) ** 2
+                for n, mbits, limited, free in self.samples
             )
 
-        grid = [(a, hidden) for a in np.arange(1, 2.005, 0.01) for hidden in range(0, 120)]
+        grid = [(a, h) for a in np.arange(1, 2.005, 0.01) for h in np.arange(0, 1.005, 0.01)]
         return min(grid, key=lambda pair: error(*pair))
+
+    def limited(self, n, mbits, free, a=None, hidden=None):
+        """ms of a step over such a link, where it takes `free` ms over one without a limit."""
+        a, hidden = a or self.a, self.hidden if hidden is None else hidden
+        return free + max(0, a * transfer_ms(n, mbits) - hidden * free)
 
     def slowest(self, n):
         """Mean of the slowest of n steps, as a multiple of the median one."""
@@ -141,36 +153,34 @@ class Model:
 
     def one_holder(self, n, compute_ms, mbits):
         """... one of them holds the variables."""
-        return self._step(n, compute_ms, mbits, n - 1, ROUND_TRIPS)
+        return self._step(n, compute_ms, mbits, n - 1)
 
     def four_ps(self, n, compute_ms, mbits):
         """... four others hold a quarter each."""
-        return self._step(n, compute_ms, mbits, n / 4, ROUND_TRIPS)
+        chief = (n - 1) * self.overhead_beside_ps
+        return chief + self._step(n, compute_ms, mbits, n / 4)
 
     def all_reduce(self, n, compute_ms, mbits):
         """... all hold them, and average the gradients in a ring."""
         # Each link is busy for 2 V (n - 1) / n, in both directions at the same time.
-        passed_on = 2 * (n - 1) / n
-        return self._step(n, compute_ms, mbits, passed_on, 2 * (n - 1), 1 / self.a)
+        return self._step(n, compute_ms, mbits, 2 * (n - 1) / n, 2 * (n - 1), a=1)
 
-    def _step(self, n, compute_ms, mbits, others, round_trips, part=1.0):
-        busy = self.a * part * others * transfer_ms(2, mbits)
-        # Computing hides no more than it takes; fitted where that is BUSY_MS.
-        hidden = self.hidden * min(1, compute_ms / BUSY_MS)
+    def _step(self, n, compute_ms, mbits, others, round_trips=ROUND_TRIPS, a=None):
+        busy = (a or self.a) * others * transfer_ms(2, mbits)
         return (
             compute_ms * self.slowest(n)
             + others * self.overhead
             + round_trips * ROUND_TRIP
-            + max(0, busy - hidden)
+            + max(0, busy - self.hidden * compute_ms)
         )
 
 
 def fit_table(model):
     yield '| machines, link | measured, ms | by the model, ms |'
     yield '|---|---|---|'
-    for n, mbits, more, free in model.samples:
-        computed = free + max(0, model.a * transfer_ms(n, mbits) - model.hidden)
-        yield f'| {n}, {mbits} Mbit/s | {free + more:.0f} | {computed:.0f} |'
+    for n, mbits, limited, free in model.samples:
+        computed = model.limited(n, mbits, free)
+        yield f'| {n}, {mbits} Mbit/s | {limited:.0f} | {computed:.0f} |'
 
 
 def ways(model):
@@ -230,7 +240,10 @@ def main():
     with open(os.path.join(FOLDER, 'several_machines.json')) as file:
         results = json.load(file)
     model = Model(results)
-    print(f'o = {model.overhead:.1f} ms, a = {model.a:.2f}, h = {model.hidden:.0f} ms')
+    print(
+        f'o = {model.overhead:.1f} ms, {model.overhead_beside_ps:.1f} ms beside a ps; '
+        f'a = {model.a:.2f}, h = {model.hidden:.2f} c'
+    )
     print('slowest of n:', ', '.join(f'{n}: {model.slowest(n):.2f}' for n in MACHINES))
     tables = {
         'measured': measured_table(results),

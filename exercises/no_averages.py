@@ -46,6 +46,8 @@ def main():
         if status:
             return status
         path = os.path.join(FLAGS.train_dir, f'model.ckpt-{FLAGS.max_steps}')
+        if not os.path.exists(path + '.index'):
+            raise script.UserError(f'{FLAGS.train_dir} holds another run; name a --train_dir')
         averaged, raw = (
             record.precision(path, averages=True),
             record.precision(path, averages=False),

@@ -79,5 +79,5 @@ def main():
 
 
 if __name__ == '__main__':
-    record.FLAGS.set_default('checkpoint_dir', 'results')
+    record.FLAGS.set_default('checkpoint_dir', os.path.dirname(record.__file__))
     script.run(main)

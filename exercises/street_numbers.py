@@ -8,9 +8,7 @@ cifar10_convert.py knows their ways: arrays whose last axis is the image, labels
 for a zero. Without --source it is scikit-learn's 1,797 handwritten digits, blown up from 8x8
 pixels and written as such files. (Needs SciPy and scikit-learn.)
 
-(Only the first run needs --source; then the data set is in --data_dir.)
-
-The network is trained three times:
+The network is trained three times, each in a folder of --data_dir:
 
     as it is            half of the images mirrored: no 2 or 3 that one knows looks like that
     no mirroring        another distort()
@@ -72,18 +70,17 @@ def inference(images, num_classes):
 
 
 def main():
-    if FLAGS.source or not os.path.isdir(cifar10.data_folder()):
+    if not os.path.isdir(cifar10.data_folder()):
         with tempfile.TemporaryDirectory() as folder:
             if not FLAGS.source:
                 write_digits(folder)
             cifar10_convert.main([FLAGS.source or folder])
-    train_dir = FLAGS.train_dir
     for name in 'as it is', 'no mirroring', 'another network':
         if name == 'no mirroring':
             cifar10_input.distort = distort
         if name == 'another network':
             cifar10.inference = inference
-        FLAGS.train_dir = os.path.join(train_dir, name.replace(' ', '_'))
+        FLAGS.train_dir = os.path.join(FLAGS.data_dir, name.replace(' ', '_'))
         status = cifar10_train.main()
         if status:
             return status
@@ -93,6 +90,5 @@ def main():
 
 if __name__ == '__main__':
     FLAGS.data_dir = '/tmp/digits_data'
-    FLAGS.set_default('train_dir', '/tmp/street_numbers')
     FLAGS.set_default('max_steps', 1000)
     script.run(main)

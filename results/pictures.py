@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cifar10
 import cifar10_eval
 import cifar10_input
-import record
+from results import record
 from support import checkpoints, devices, script
 
 import matplotlib

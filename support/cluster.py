@@ -44,7 +44,7 @@ PATIENCE_SECS = 1
 # takes seconds to import, for which who only starts the processes need not wait.
 CONNECTION_CODES = (1, 10, 13, 14)
 
-JOBS = ['chief', 'master', 'ps', 'worker']
+JOBS = ['chief', 'master', 'ps', 'worker']  # The first that is there leads, unless it is a ps.
 EXAMPLE = (
     '{"cluster": {"chief": ["10.0.0.1:2222"], "worker": ["10.0.0.2:2222"]}, '
     '"task": {"type": "worker", "index": 0}}'
@@ -123,9 +123,8 @@ def parse(text):
             if address in addresses:
                 raise ValueError(f'the address {address} is there twice')
             addresses.append(address)
-    # The first of this list that is there is the chief.
-    chiefs = [(job, named) for job, named in sorted(jobs.items()) if job in ('chief', 'master')]
-    if len(chiefs) > 1 or any(len(named) > 1 for _, named in chiefs):
+    chiefs = jobs.get('chief', []) + jobs.get('master', [])
+    if len(chiefs) > 1:
         raise ValueError('there can be only one chief')
     if not chiefs and 'worker' not in jobs:
         raise ValueError('it has neither a chief nor a worker')
@@ -190,6 +189,9 @@ def differences(cluster, facts):
 def run(cluster, facts, start_server, lead):
     """Waits for all machines; then the chief leads, and the others serve until it is done.
 
+    The servers never outlive a run. So a new chief finds no queues of an old one, and
+    TensorFlow's isolate_session_state and device filters are not needed.
+
     Where this is not the chief, it does not return: the process ends as the run does, with 0
     when the chief has finished or was stopped, LOST when a machine is lost, and 1 when the chief
     ended for another reason. With LOST the chief, too, ends on the spot.
@@ -217,7 +219,7 @@ def run(cluster, facts, start_server, lead):
     def linger(number, frame):
         signal.signal(number, signal.SIG_DFL)
         time.sleep(GRACE_SECS)
-        os.kill(os.getpid(), number)
+        os._exit(128 + number)
 
     if is_chief:  # Up to its training, which hears signals itself.
         for number in signal.SIGINT, signal.SIGTERM:
@@ -269,7 +271,7 @@ class Lines:
         self._problems = {}  # Why a task did not answer.
         self._states = {'met': {cluster.me}, 'ready': {cluster.me}}
         self._changed = threading.Condition(threading.RLock())
-        self._over = False
+        self._have_met = self._over = False
         self._listener = self._listen()
         self._answering = self._start(self._answer)
         for task in self._others:
@@ -296,6 +298,7 @@ class Lines:
                 raise script.UserError(
                     f'the machines differ: {"; ".join(different)}. Give all of them the same.'
                 )
+        self._have_met = True
         self._listener.shutdown(socket.SHUT_RDWR)  # Wakes up who waits for a call.
         self._answering.join()
         self._listener.close()
@@ -360,7 +363,10 @@ class Lines:
             try:
                 caller, _ = self._listener.accept()
             except OSError:
-                return  # Closed: all have met.
+                if self._have_met:
+                    return
+                time.sleep(PAUSE_SECS)  # Strangers may have used up all file descriptors.
+                continue
             with self._changed:
                 self._callers.append(caller)
                 for message in self._said:
@@ -390,6 +396,7 @@ class Lines:
                     self._check(task, greeting)
                     with self._changed:
                         self._facts[task] = greeting['facts']
+                        self._problems.pop(task, None)
                         self._changed.notify_all()
                     self._hear(task, line, file)
                     return

@@ -72,9 +72,10 @@ def test_a_locally_connected_layer_has_filters_of_each_positions_own():
 def test_queue_fill_draws_what_a_batch_is_made_of(exercise, tmp_path):
     pytest.importorskip('matplotlib')
     said = exercise('queue_fill', f'--picture={tmp_path}/classes.png')
-    fractions, shares = numbers(r'\n(0\.\d+): first', said), numbers(r'makes (\d+)%', said)
+    fractions, shares = numbers(r'(0\.\d+): first', said), numbers(r'makes (\d+)%', said)
     assert fractions == [0.4, 0.05, 0.005]
-    assert shares == sorted(shares) and shares[0] < shares[-1]
+    # Of some 60 images that are sorted by class; the queue holds as many at least.
+    assert len(shares) == 3 and min(shares) > 20
     assert os.path.getsize(tmp_path / 'classes.png') > 5000
 
 
@@ -90,7 +91,8 @@ def test_no_averages_compares_five_checkpoints(exercise, tmp_path):
 def test_two_halves_make_the_step_of_a_whole(exercise, tmp_path):
     said = exercise('two_halves', '--rounds=1', f'--trace={tmp_path}/trace')
     assert numbers(r'gradients differ by (\S+)', said)[0] < 1e-4
-    assert all(rate > 0 for rate in numbers(r'x \d+: (\d+) images/s', said))
+    rates = numbers(r'x \d+: (\d+) images/s', said)
+    assert len(rates) == 2 and min(rates) > 0
     for towers in 1, 2:
         events = json.loads(harness.read(f'{tmp_path}/trace-{towers}.json'))['traceEvents']
         assert any('Conv2D' in event['name'] for event in events)
@@ -104,8 +106,8 @@ def test_street_numbers_takes_svhns_files_and_trains_three_times(exercise, tmp_p
         images = np.random.RandomState(number).randint(0, 256, [32, 32, 3, number], np.uint8)
         labels = np.arange(1, number + 1)[:, np.newaxis] % 10 + 1
         scipy_io.savemat(str(source / f'{name}_32x32.mat'), {'X': images, 'y': labels})
-    folders = f'--data_dir={tmp_path}/data', f'--train_dir={tmp_path}/train'
-    said = exercise('street_numbers', f'--source={source}', '--max_steps=1', *folders)
+    flags = f'--source={source}', f'--data_dir={tmp_path}/data', '--max_steps=1'
+    said = exercise('street_numbers', *flags)
     assert len(numbers(r': precision @ 1 = (\S+)', said)) == 3
-    values = reference.read_checkpoint(f'{tmp_path}/train/another_network/model.ckpt-1')
+    values = reference.read_checkpoint(f'{tmp_path}/data/another_network/model.ckpt-1')
     assert 'conv3/weights' in values

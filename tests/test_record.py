@@ -193,8 +193,7 @@ def test_the_record_is_drawn(start, data_dir, record_dir):
 
 def test_the_confusion_matrix_counts_and_names_the_classes(monkeypatch):
     pytest.importorskip('matplotlib')
-    monkeypatch.syspath_prepend(os.path.join(harness.FOLDER, 'results'))
-    pictures = importlib.import_module('pictures')
+    pictures = importlib.import_module('results.pictures')
     drawn = []
     monkeypatch.setattr(pictures, 'save', lambda figure, name: drawn.append(figure))
     names = ['cat', 'dog', 'fish']

@@ -74,11 +74,12 @@ class Supervisor:
         for other, script in met.items():
             harness.until(lambda script=script: script.status() is not None, harness.AT_ONCE)
             told = f'{name} killed; {other}: {script.status()}\n{output(script)}'
-            expect(script.status() == 138 and ' is lost' in script.stderr, told)
+            is_told = f'{name} (' in script.stderr.lower() and ' is lost' in script.stderr
+            expect(script.status() == 138 and is_told, told)
         return name, len(met)
 
     def finish(self, max_steps):
-        """Ends what runs and trains up to max_steps. Returns the precision."""
+        """Ends what runs and trains up to max_steps."""
         self.cluster.kill()
         self.start(None, max_steps)
         chief = self.cluster['chief']
