@@ -7,7 +7,15 @@ less, it comes sooner. The price: a batch mixes only what is in the queue at the
 cannot be seen with CIFAR-10's files, which are shuffled already. So here is also a copy of them
 sorted by class, as one gets it by writing a data set folder by folder: two classes a file.
 
-Mixed well, the commonest class of a batch of 128 makes 15 % of it.
+Mixed well, the commonest class of a batch of 128 makes 15 % of it; queue_fill.png shows what
+became of the classes. 10 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:
+
+    0.4: first batch after 0.43 s; of files sorted by class, the commonest makes 24%
+    0.05: first batch after 0.15 s; of files sorted by class, the commonest makes 71%
+    0.005: first batch after 0.11 s; of files sorted by class, the commonest makes 89%
+
+Reading 256 records at a time, this tutorial has filled its queue before one has noticed: the
+fraction of 0.4 may stay.
 """
 
 import contextlib
@@ -73,14 +81,15 @@ def main():
     cifar10.maybe_download_and_extract()
     with tempfile.TemporaryDirectory() as folder:
         write_sorted(cifar10.data_folder(), folder)
+        first_batches(folder, FRACTIONS[-1])  # A process's first session takes longer.
         shares = {}
         for fraction in FRACTIONS:
             seconds, _ = first_batches(cifar10.data_folder(), fraction)
             _, shares[fraction] = first_batches(folder, fraction)
             commonest = shares[fraction].max(axis=1).mean()
             print(
-                f'{fraction}: first batch after {seconds:.2f} s; of files sorted by class, the '
-                f'commonest class makes {commonest:.0%} of a batch',
+                f'{fraction}: first batch after {seconds:.2f} s; of files sorted by class, '
+                f'the commonest makes {commonest:.0%}',
                 flush=True,
             )
     draw(shares, FLAGS.picture)

@@ -14,6 +14,15 @@ The network is trained three times, each in a folder of --data_dir:
     no mirroring        another distort()
     another network     and another inference(): three convolutions, with twice as many filters
                         each time the map is halved, and no local response normalization
+
+7 minutes on two cores of an AMD EPYC (Zen 4) with other work, with TensorFlow 2.21:
+
+    as it is: precision @ 1 = 0.9700
+    no mirroring: precision @ 1 = 0.9800
+    another network: precision @ 1 = 0.9833
+
+That is 291, 294 and 295 of 300 test images, so what one sees may be chance; SVHN, with 26,032 of
+them, was not to be had. Another network took two thirds of the time of a step.
 """
 
 import os

@@ -6,6 +6,18 @@ The same images, and as the gradients show, the same step. Where does the time g
 tells for a single run, if asked by RunOptions: for each op when it began and ended. Sums by kind
 of op are printed, and the traces are saved for chrome://tracing, where one sees what runs side by
 side. With two GPUs each tower has its own; without any, the towers share the CPU's cores.
+
+20 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:
+
+    The gradients differ by 3.3e-06 of the largest at most.
+    1 x 128: 1667 images/s; trace: /tmp/two_halves-1.json
+      _MklNativeConv2DBackpropFilter 32.3 ms, _MklNativeConv2DBackpropInput 27.3 ms, ...
+    2 x 64: 1737 images/s; trace: /tmp/two_halves-2.json
+      _MklNativeConv2DBackpropFilter 29.3 ms, _MklNativeConv2DBackpropInput 28.5 ms, ...
+    Ratio: 1.04
+
+In 1.15 it is 639 and 703 images/s, a ratio of 1.05. With one tower or two, most of the time goes
+into the gradients of the convolutions.
 """
 
 import collections
