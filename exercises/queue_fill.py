@@ -7,7 +7,7 @@ less, it comes sooner. The price: a batch mixes only what is in the queue at the
 cannot be seen with CIFAR-10's files, which are shuffled already. So here is also a copy of them
 sorted by class, as one gets it by writing a data set folder by folder: two classes a file.
 
-Mixed well, the commonest class of a batch of 128 makes 15 % of it; queue_fill.png shows what
+Mixed well, the commonest class of a batch of 128 makes 14 % of it; queue_fill.png shows what
 became of the classes. 10 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:
 
     0.4: first batch after 0.43 s; of files sorted by class, the commonest makes 24%
