@@ -98,7 +98,7 @@ def read_losses(train_dir):
                     'step': event.step,
                     'time': datetime.fromtimestamp(now, timezone.utc).isoformat('T', 'seconds'),
                     'hours': f'{(worked + now - start) / 3600:.4f}',
-                    **{column: f'{shown[tag]:.6g}' for column, tag in TAGS.items()},
+                    **{c: f'{shown[tag]:.6g}' for c, tag in TAGS.items() if tag in shown},
                 }
         if start is not None:
             worked += now - start

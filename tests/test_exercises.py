@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from exercises import locally_connected
+from exercises import faster, locally_connected
 from tests import harness
 from tests import reference
 
@@ -112,3 +112,25 @@ def test_street_numbers_takes_svhns_files_and_trains_three_times(exercise, tmp_p
     assert len(numbers(r': precision @ 1 = (\S+)', said)) == 3
     values = reference.read_checkpoint(f'{tmp_path}/data/another_network/model.ckpt-1')
     assert 'conv3/weights' in values
+
+
+def test_the_better_recipe_trains_the_same_network(exercise, tmp_path):
+    said = exercise('faster', '--max_steps=2', f'--train_dir={tmp_path}')
+    assert numbers(r': step 0, loss = (\S+)', said) == pytest.approx([2.3], abs=0.1)
+    assert len(numbers(r'precision @ 1 = (\S+) \(', said)) == 2
+    values = reference.read_checkpoint(f'{tmp_path}/model.ckpt-2')
+    for name, (shape, _) in reference.MODEL.items():
+        assert list(values[name].shape) == shape
+
+
+@pytest.mark.parametrize('shape', [(75, 64), (40, 70)])
+def test_muon_makes_all_singular_values_alike(shape):
+    matrix = np.random.RandomState(4).normal(size=shape).astype(np.float32)
+    with tf.Session() as session:
+        found = session.run(faster.orthogonalize(tf.constant(matrix)))
+    left, before, right = np.linalg.svd(matrix, full_matrices=False)
+    after = np.diag(left.T @ found @ right.T)
+    assert before.max() / before.min() > 4
+    assert 0.65 < after.min() and after.max() < 1.25
+    # The directions stay.
+    np.testing.assert_allclose(left @ np.diag(after) @ right, found, atol=1e-3)

@@ -1,0 +1,118 @@
+"""The tutorial's network, unchanged, by a better recipe.
+
+Reaches a precision of 0.8645 with one view, and of 0.8831 with ten, after 12,000 steps of 128
+images and 16 minutes on two cores of an AMD EPYC (Zen 4), in bfloat16 with TensorFlow 2.21. That
+was one run, the first of its kind. The tutorial's recipe needs 96,221 steps to 0.86.
+
+    python exercises/faster.py --use_fp16     or: make exercise NAME=faster TF=2 ARGS=--use_fp16
+
+What is replaced:
+
+    gradient_descent()    Muon for the weights of the four hidden layers, Nesterov momentum for the
+                          rest; the rates rise for a twentieth of the steps, then fall linearly to 0
+    weight decay          of the hidden layers' weights, apart from the loss: Muon would make its
+                          gradient orthogonal, too
+    distort()             crops and mirroring only
+    loss()                label smoothing: a tenth of the probability is shared by all classes
+    averages              over a hundred steps only: in the end the rate is 0
+
+Muon: Keller Jordan and others, 2024, https://kellerjordan.github.io/posts/muon/
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import cifar10
+import cifar10_input
+import cifar10_train
+from results import record
+from support import checkpoints, devices, script
+
+import tensorflow.compat.v1 as tf
+
+FLAGS = tf.flags.FLAGS
+RATE = 0.01  # The highest.
+WARM_UP = 0.05  # Part of the steps.
+MOMENTUM = 0.95
+HIDDEN_RATE = 0.4  # Times the rate, for what Muon updates ...
+DECAY = 0.1  # ... and for how fast these weights shrink.
+SMOOTHING = 0.1
+
+
+def orthogonalize(matrix):
+    """Nearly the orthogonal matrix that is closest to it: all singular values come close to 1.
+
+    Five steps of a Newton-Schulz iteration, whose polynomial Jordan chose for speed: singular
+    values from 0.0016 to 1 end between 0.7 and 1.2.
+    """
+    rows, columns = matrix.shape.as_list()
+    x = matrix / (tf.norm(matrix) + 1e-7)
+    if rows > columns:
+        x = tf.transpose(x)
+    for _ in range(5):
+        square = tf.matmul(x, x, transpose_b=True)
+        x = 3.4445 * x + tf.matmul(-4.775 * square + 2.0315 * tf.matmul(square, square), x)
+    return tf.transpose(x) if rows > columns else x
+
+
+class Muon(tf.train.MomentumOptimizer):
+    """Nesterov momentum; of the hidden layers' weights, the step is made orthogonal."""
+
+    def _resource_apply_dense(self, gradient, variable):
+        name = variable.op.name
+        if not name.endswith('/weights') or name.startswith('softmax_linear'):
+            return super()._resource_apply_dense(gradient, variable)
+        momentum = self.get_slot(variable, 'momentum')
+        momentum = momentum.assign(MOMENTUM * momentum + gradient, read_value=True)
+        step = tf.reshape(gradient + MOMENTUM * momentum, [-1, variable.shape.as_list()[-1]])
+        rows, columns = step.shape.as_list()
+        step = orthogonalize(step) * max(1, rows / columns) ** 0.5
+        change = HIDDEN_RATE * tf.reshape(step, variable.shape) + DECAY * variable
+        return variable.assign_sub(self._learning_rate_tensor * change)
+
+
+def muon(global_step, images_per_step):
+    """In the place of cifar10.gradient_descent()."""
+    done = tf.cast(global_step, tf.float32) / FLAGS.max_steps
+    rate = RATE * tf.minimum((done + 1 / FLAGS.max_steps) / WARM_UP, (1 - done) / (1 - WARM_UP))
+    tf.summary.scalar('learning_rate', rate)
+    return devices.scale_loss(Muon(rate, MOMENTUM, use_nesterov=True), FLAGS.use_fp16)
+
+
+def distort(images):
+    """As cifar10_input.distort(), without brightness and contrast."""
+    images = tf.cast(cifar10_input.random_crop_and_flip(images), tf.float32)
+    return cifar10_input.standardize(images)
+
+
+def loss(logits, labels):
+    """As cifar10.loss(), of smoothed labels."""
+    targets = tf.one_hot(labels, logits.shape.as_list()[-1])
+    entropy = tf.losses.softmax_cross_entropy(
+        targets, logits, label_smoothing=SMOOTHING, loss_collection=None
+    )
+    entropy = tf.identity(entropy, name='cross_entropy')
+    tf.add_to_collection('losses', entropy)
+    return entropy
+
+
+def main():
+    new_variable = cifar10.weight_variable
+    cifar10.weight_variable = lambda shape, stddev, decay=None: new_variable(shape, stddev)
+    cifar10.gradient_descent, cifar10.loss, cifar10_input.distort = muon, loss, distort
+    cifar10.MOVING_AVERAGE_DECAY = 0.99
+    status = cifar10_train.main()
+    if status == 0:
+        path = checkpoints.newest(FLAGS.train_dir)
+        for FLAGS.views in '1', '10':
+            precision = record.precision(path, averages=True)
+            print(f'precision @ 1 = {precision:.4f} (views: {FLAGS.views})', flush=True)
+    return status
+
+
+if __name__ == '__main__':
+    FLAGS.set_default('train_dir', '/tmp/cifar10_faster')
+    FLAGS.set_default('max_steps', 12000)
+    script.run(main)
