@@ -11,6 +11,9 @@ at each position and local4 32. What its layer file fixes, and the tutorial does
     fc10              fed by local4 as it is; initial weights 0.01; decay 0.01
 
 That makes 2,112,970 parameters. (The first loss is 7.24, for there is more to decay, not 4.68.)
+
+A step takes 147 ms on two cores of an AMD EPYC (Zen 4) with TensorFlow 2.21, where the tutorial's
+takes 81. What precision 20,000 of them lead to has not been measured yet.
 """
 
 import os
