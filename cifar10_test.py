@@ -762,7 +762,7 @@ def test_towers_compute_on_their_gpus_and_the_cpu_averages_and_updates(folder):
         on_gpu = {op.type for op in tower_ops(i) if op.device == f'/device:GPU:{i}'}
         elsewhere = {op.type for op in tower_ops(i) if op.device != f'/device:GPU:{i}'}
         assert on_gpu >= {'Conv2D', 'Conv2DBackpropFilter', 'Conv2DBackpropInput'}
-        assert on_gpu >= {'MaxPool', 'MaxPoolGrad', 'LRN', 'MatMul', 'L2Loss'}
+        assert on_gpu >= {'MaxPool', 'MaxPoolGrad', 'MatMul', 'L2Loss'}
         assert elsewhere - {'ReadVariableOp'} == {'QueueDequeueV2'}
     assert len(tf.trainable_variables()) == 10
     assert {variable.device for variable in tf.trainable_variables()} == {'/device:CPU:0'}
