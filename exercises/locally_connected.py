@@ -35,15 +35,20 @@ FLAGS = tf.flags.FLAGS
 def locally_connected(layer, maps, channels):
     """[n, h, w, c] -> [n, h, w, channels]: 3x3 filters of each position's own, ReLU."""
     _, height, width, depth = maps.shape.as_list()
-    # patches[:, y, x] are the nine pixels around (y, x), all channels of them.
-    padded = tf.pad(maps, [[0, 0], [1, 1], [1, 1], [0, 0]])
-    shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    # Positions first, for there is a product of matrices at each: [h, w, n, c].
+    padded = tf.pad(tf.transpose(maps, [1, 2, 0, 3]), [[1, 1], [1, 1], [0, 0], [0, 0]])
+    # patches[y, x] are the nine pixels around (y, x), all channels of them. (tf.slice: the
+    # gradient of padded[y : y + height, ...] is slow, with it a step takes 1.4 times as long.)
+    shifted = [
+        tf.slice(padded, [y, x, 0, 0], [height, width, -1, -1]) for y in range(3) for x in range(3)
+    ]
     patches = tf.concat(shifted, axis=3)
     with tf.variable_scope(layer):
         shape = [height, width, 9 * depth, channels]
         weights = cifar10.weight_variable(shape, stddev=0.04, decay=0.004)
         biases = cifar10.bias_variable([height, width, channels], 0.0)
-        activations = tf.nn.relu(tf.einsum('nhwp,hwpc->nhwc', patches, weights) + biases)
+        products = tf.transpose(tf.matmul(patches, weights), [2, 0, 1, 3])
+        activations = tf.nn.relu(products + biases)
     tf.add_to_collection('activations', activations)
     return activations
 
