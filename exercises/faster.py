@@ -44,14 +44,14 @@ SMOOTHING = 0.1
 def orthogonalize(matrix):
     """Nearly the orthogonal matrix that is closest to it: all singular values come close to 1.
 
-    Five steps of a Newton-Schulz iteration, whose polynomial Jordan chose for speed: singular
-    values from 0.0016 to 1 end between 0.68 and 1.21.
+    Three steps of a Newton-Schulz iteration, whose polynomial Jordan chose for speed: singular
+    values from 0.018 to 1 end between 0.68 and 1.21, smaller ones grow forty times.
     """
     rows, columns = matrix.shape.as_list()
     x = matrix / (tf.norm(matrix) + 1e-7)
     if rows > columns:
         x = tf.transpose(x)
-    for _ in range(5):
+    for _ in range(3):
         square = tf.matmul(x, x, transpose_b=True)
         x = 3.4445 * x + tf.matmul(-4.775 * square + 2.0315 * tf.matmul(square, square), x)
     return tf.transpose(x) if rows > columns else x
@@ -65,8 +65,13 @@ class Muon(tf.train.MomentumOptimizer):
         if not name.endswith('/weights') or name.startswith('softmax_linear'):
             return super()._resource_apply_dense(gradient, variable)
         momentum = self.get_slot(variable, 'momentum')
-        momentum = momentum.assign(MOMENTUM * momentum + gradient, read_value=True)
-        step = tf.reshape(gradient + MOMENTUM * momentum, [-1, variable.shape.as_list()[-1]])
+        # With a rate of 0 only the momentum changes; in a fused op, bfloat16 does not round it.
+        update = tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle, accum=momentum.handle, lr=0.0, grad=gradient, momentum=MOMENTUM
+        )
+        with tf.control_dependencies([update]):
+            step = gradient + MOMENTUM * momentum.read_value()
+        step = tf.reshape(step, [-1, variable.shape.as_list()[-1]])
         rows, columns = step.shape.as_list()
         step = orthogonalize(step) * max(1, rows / columns) ** 0.5
         change = HIDDEN_RATE * tf.reshape(step, variable.shape) + DECAY * variable

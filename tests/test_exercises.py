@@ -123,7 +123,7 @@ def test_the_better_recipe_trains_the_same_network(exercise, tmp_path):
         assert list(values[name].shape) == shape
 
 
-@pytest.mark.parametrize('shape', [(75, 64), (40, 70)])
+@pytest.mark.parametrize('shape', [(75, 40), (40, 75)])
 def test_muon_makes_all_singular_values_alike(shape):
     matrix = np.random.RandomState(4).normal(size=shape).astype(np.float32)
     with tf.Session() as session:
