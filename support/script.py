@@ -47,7 +47,7 @@ def hear_signals(work):
 
     Args:
       work: function of the list to which the number of the first SIGINT or SIGTERM is
-        added. The second one ends the process at once.
+        added. The second one ends the process at once, and so does any after the work.
 
     Returns:
       What work() returns.
@@ -56,6 +56,8 @@ def hear_signals(work):
 
     def handle(number, frame):
         nonlocal first_at
+        if result.done():
+            os._exit(128 + number)
         if not signals:
             signals.append(number)
             first_at = time.monotonic()
@@ -63,11 +65,11 @@ def hear_signals(work):
         elif time.monotonic() > first_at + 0.2:
             os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         result = executor.submit(work, signals)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handle)
         # Not for ever: the system may hand the signal to another of the process's threads, which
         # leaves it to the main one, but does not wake that up.
         while not concurrent.futures.wait([result], timeout=1).done:

@@ -5,6 +5,8 @@ import fcntl
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -235,6 +237,20 @@ def test_a_signal_that_the_system_gives_to_another_thread_is_heard():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_after_the_work_ends_the_process_at_once():
+    work = 'lambda signals: print("done", flush=True)'
+    command = [
+        sys.executable,
+        '-c',
+        f'import time; from support import script; script.hear_signals({work}); time.sleep(60)',
+    ]
+    with subprocess.Popen(command, cwd=harness.FOLDER, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'done\n'
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(harness.AT_ONCE) == 130
 
 
 def test_a_signal_while_the_graph_is_built_ends_the_trainer_before_the_first_step(train, tmp_path):
