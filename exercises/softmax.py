@@ -2,10 +2,11 @@
 
     python exercises/softmax.py     or: make exercise NAME=softmax
 
-Two functions change. inference() gets a softmax at its end. The precision stays the same, to the
+Three functions change. inference() gets a softmax at its end. The precision stays the same, to the
 image: a softmax changes no order. loss() applies a softmax of its own, so it has to be given
 logits again, and the logarithms of the probabilities are such. Forget that, and you see a loss
 that hardly falls: a softmax of numbers from 0 to 1 gives no class more than e / (e + 9) = 0.23.
+So the softmax of probabilities(), for the evaluator, prediction and export, has to go, too.
 
 It is the same loss only on paper. Once a logit is ahead by some hundred, the others' probability
 is 0 in float32 and its logarithm minus infinity. tf.nn.softmax_cross_entropy_with_logits never
@@ -36,7 +37,7 @@ from support import checkpoints, script
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-original = {'inference': cifar10.inference, 'loss': cifar10.loss}
+original = {name: getattr(cifar10, name) for name in ('inference', 'loss', 'probabilities')}
 
 
 def inference(images, num_classes=cifar10.NUM_CLASSES):
@@ -47,6 +48,12 @@ def inference(images, num_classes=cifar10.NUM_CLASSES):
 def loss(probabilities, labels):
     """As cifar10.loss(), of what inference() returns here."""
     return original['loss'](tf.log(probabilities), labels)
+
+
+def probabilities(images, num_classes, num_views):
+    """As cifar10.probabilities(), of what inference() returns here."""
+    outputs = inference(tf.reshape(images, [-1, *images.shape.as_list()[-3:]]), num_classes)
+    return tf.reduce_mean(tf.reshape(outputs, [-1, num_views, num_classes]), axis=1)
 
 
 def loss_and_gradients(functions, images, labels):
@@ -69,7 +76,7 @@ def logit_ahead(functions, lead):
 
 
 def main():
-    replaced = {'inference': inference, 'loss': loss}
+    replaced = {'inference': inference, 'loss': loss, 'probabilities': probabilities}
     cifar10.maybe_download_and_extract()
     path = checkpoints.newest(record.FLAGS.checkpoint_dir, required=True)
     images = np.random.RandomState(0).normal(size=[128, 24, 24, 3]).astype(np.float32)

@@ -79,6 +79,10 @@ def inference(images, num_classes):
 
 
 def main():
+    if FLAGS.source and os.path.isdir(cifar10.data_folder()):
+        raise script.UserError(
+            f'{FLAGS.data_dir} has data already: give --source or that, not both'
+        )
     if not os.path.isdir(cifar10.data_folder()):
         with tempfile.TemporaryDirectory() as folder:
             if not FLAGS.source:
