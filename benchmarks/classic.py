@@ -1,4 +1,4 @@
-"""What the project is compared with: one image per op, and LRN's built-in gradient.
+"""What the project is compared with: one image per op, and the built-in LRN.
 
 Both take the place of the project's own functions:
 
@@ -38,5 +38,5 @@ def distorted_inputs(data_dir, batch_size):
 
 
 def local_response_normalization(images, name):
-    """The same op with TensorFlow's own gradient."""
+    """TensorFlow's own op."""
     return tf.nn.local_response_normalization(images, 4, 1.0, 0.001 / 9.0, 0.75, name=name)

@@ -94,9 +94,9 @@ def table_rows(results):
 
     arithmetic = [results[name]['step']['arithmetic'] for name in columns]
     yield 'Training step, batch of 128, ms; × the time of this project', {}
-    yield row('one image at a time, built-in LRN gradient', step_cell('classic'))
-    yield row('256 records at a time, built-in LRN gradient', step_cell('batched'))
-    yield row('256 records at a time, closed-form LRN gradient: this project', step_cell('ours'))
+    yield row('one image at a time, built-in LRN', step_cell('classic'))
+    yield row('256 records at a time, built-in LRN', step_cell('batched'))
+    yield row('256 records at a time, LRN by products: this project', step_cell('ours'))
     yield row('the same with `--use_fp16`', step_cell('half'))
     yield torch_row('the same network, eager, on random tensors', 'torch')
     yield torch_row('the same network, eager, channels last', 'torch channels-last')

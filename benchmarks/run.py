@@ -111,8 +111,8 @@ def tensorflow_commands(python, data_dir, quick):
     )
     sections['step'] = (
         {
-            'classic': step_worker('--classic_input', '--builtin_gradient'),
-            'batched': step_worker('--builtin_gradient'),
+            'classic': step_worker('--classic_input', '--builtin_lrn'),
+            'batched': step_worker('--builtin_lrn'),
             'ours': step_worker(),
             'half': step_worker('--use_fp16'),
             'towers': step_worker('--num_gpus=2', '--batch_size=64'),

@@ -34,7 +34,7 @@ import tensorflow.compat.v1 as tf
 FLAGS = tf.flags.FLAGS
 tf.flags.DEFINE_enum('measure', None, ['input', 'step', 'evaluation', 'arithmetic'], 'What.')
 tf.flags.DEFINE_bool('classic_input', False, 'One image at a time.')
-tf.flags.DEFINE_bool('builtin_gradient', False, "TensorFlow's own gradient of LRN.")
+tf.flags.DEFINE_bool('builtin_lrn', False, "TensorFlow's own op for LRN.")
 tf.flags.DEFINE_integer('records_per_read', cifar10_input.RECORDS_PER_READ, 'Records per call.')
 tf.flags.DEFINE_integer('threads', cifar10_input.NUM_PREPROCESS_THREADS, 'Input threads.')
 tf.flags.DEFINE_integer('images', 2560, 'Training images in a block of --measure=step.')
@@ -181,7 +181,7 @@ def main():
     cifar10_input.NUM_PREPROCESS_THREADS = FLAGS.threads
     if FLAGS.classic_input:
         cifar10_input.distorted_inputs = classic.distorted_inputs
-    if FLAGS.builtin_gradient:
+    if FLAGS.builtin_lrn:
         cifar10.local_response_normalization = classic.local_response_normalization
     {
         'input': measure_input,

@@ -3,8 +3,8 @@
     python benchmarks/variants.py
     ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/variants.py      as a CPU without AVX-512 does it
 
-Each variant is a process of its own that trains on constant images; see rounds.py. A ratio is
-its time over that of the step as it is, in the same round.
+Each variant is a process of its own, which trains on constant images; see rounds.py. A ratio is its
+time over that of the step as it is, in the same round.
 """
 
 import argparse
@@ -37,6 +37,20 @@ def builtin_lrn(cifar10, tf, config):
     import classic
 
     cifar10.local_response_normalization = classic.local_response_normalization
+
+
+@variant
+def lrn_without_closed_form(cifar10, tf, config):
+    """The same formula, its gradient left to TensorFlow."""
+    from support import normalization
+
+    def local_response_normalization(images, name):
+        with tf.name_scope(name):
+            squares = tf.square(normalization.ALPHA**0.5 * images)
+            root = tf.rsqrt(1 + normalization.neighbourhood_sum(squares))
+            return images * (root * tf.sqrt(root))
+
+    cifar10.local_response_normalization = local_response_normalization
 
 
 @variant
@@ -150,6 +164,7 @@ def two_towers_of_one_thread(cifar10, tf, config):
 def serve(name):
     """The worker's side: blocks of steps of a variant."""
     import cifar10
+    import cifar10_input
     import cifar10_multi_gpu_train
     import cifar10_train
     from support import devices
@@ -160,14 +175,14 @@ def serve(name):
     batch_size = 128 // num_towers
     tf.flags.FLAGS([sys.argv[0], f'--num_gpus={num_towers}'])
     config = devices.session_config(use_fp16=False)
-    try:
-        VARIANTS[name](cifar10, tf, config)
-    except AttributeError as error:
-        return rounds.serve(None, unavailable=str(error))
+    if name == 'channels_first' and tf.__version__.startswith('1.'):
+        return rounds.serve(None, unavailable='not in TensorFlow 1.15')
+    VARIANTS[name](cifar10, tf, config)
     images = tf.get_local_variable(
         'images', initializer=tf.random.truncated_normal([batch_size, 24, 24, 3])
     )
     labels = tf.get_local_variable('labels', initializer=tf.range(batch_size) % 10)
+    cifar10_input.num_examples = lambda *args: 50000  # No data set is needed.
     cifar10.distorted_inputs = lambda: (tf.identity(images), tf.identity(labels))
     trainer = cifar10_multi_gpu_train if num_towers > 1 else cifar10_train
     step = trainer.build_step(tf.train.get_or_create_global_step())

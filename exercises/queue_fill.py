@@ -6,6 +6,7 @@ The first step waits until the queue holds min_fraction_of_examples_in_queue of 
 less, it comes sooner. The price: a batch mixes only what is in the queue at the same time. That
 cannot be seen with CIFAR-10's files, which are shuffled already. So here is also a copy of them
 sorted by class, as one gets it by writing a data set folder by folder: two classes a file.
+(Needs matplotlib.)
 
 Mixed well, the commonest class of a batch of 128 makes 14 % of it; queue_fill.png shows what
 became of the classes. 10 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:

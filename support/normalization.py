@@ -8,7 +8,7 @@ ALPHA = 0.001 / 9.0
 BETA = 0.75
 
 
-def _neighbourhood_sum(values):
+def neighbourhood_sum(values):
     """Sums each value of [n, height, width, channels] and those up to 4 channels away."""
     channels = values.shape.as_list()[-1]
     band = tf.matrix_band_part(tf.ones([channels, channels]), RADIUS, RADIUS)
@@ -39,12 +39,12 @@ def local_response_normalization(images, name=None):
     @tf.custom_gradient
     def normalize(x):
         # s ** -0.5. Scaled first, since the square of an x above 256 is infinite in float16.
-        root = tf.rsqrt(BIAS + _neighbourhood_sum(tf.square(ALPHA**0.5 * x)))
+        root = tf.rsqrt(BIAS + neighbourhood_sum(tf.square(ALPHA**0.5 * x)))
         scale = root * tf.sqrt(root)  # s ** -0.75, several times as fast as a power.
         y = x * scale
 
         def gradient(dy):
-            tail = _neighbourhood_sum(dy * y * tf.square(root))
+            tail = neighbourhood_sum(dy * y * tf.square(root))
             return dy * scale - 2 * ALPHA * BETA * x * tail
 
         return y, gradient
