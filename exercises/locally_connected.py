@@ -10,10 +10,14 @@ at each position and local4 32. What its layer file fixes, and the tutorial does
                       position's own, too
     fc10              fed by local4 as it is; initial weights 0.01; decay 0.01
 
-That makes 2,112,970 parameters. (The first loss is 7.24, for there is more to decay, not 4.68.)
+That makes 2,112,970 parameters. The first loss is 7.24 and not 4.68, for there is more to decay.
 
-A step takes 147 ms on two cores of an AMD EPYC (Zen 4) with TensorFlow 2.21, where the tutorial's
-takes 81. What precision 20,000 of them lead to has not been measured yet.
+With --use_fp16, in bfloat16, and TensorFlow 2.21 on an AMD EPYC (Zen 4), it printed
+
+    precision @ 1 of /tmp/cifar10_locally_connected/model.ckpt-20000: 0.8133
+
+One run, stopped and resumed once; the tutorial's network had 0.840 after as many steps. A step
+takes 1.17 times as long as the tutorial's: 63 ms in bfloat16 on two cores, 89 ms in float32.
 """
 
 import os
