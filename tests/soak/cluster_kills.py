@@ -12,7 +12,6 @@ ended, without regard to the others, as Kubernetes does. The run has to reach it
 in the end the network has to be as good as that of a run which nobody disturbed.
 """
 
-import argparse
 import os
 import random
 import re
@@ -25,7 +24,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))
 
 from tests import clusters, harness
-from tests.soak.kills import LostError, expect, kill_while_saving, newest_step, output
+from tests.soak.kills import LostError, arguments, expect, kill_while_saving, newest_step, output
 
 FLAGS = ['--batch_size=32', '--save_checkpoint_secs=3', '--log_frequency=1']
 MET = 'All 4 machines are there.'
@@ -137,13 +136,7 @@ def kill_at_random(start, scratch, data_dir, kills, more_steps, num_examples, to
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='as for the scripts')
-    parser.add_argument('--quick', action='store_true', help='fewer kills and steps')
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    args = arguments(__doc__)
     stride, how = 1, dict(kills=50, more_steps=300, num_examples=10000, tolerance=0.03)
     if args.quick:
         stride, how = 24, dict(kills=4, more_steps=30, num_examples=2000, tolerance=0.1)

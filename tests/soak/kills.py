@@ -257,14 +257,19 @@ def kill_at_random(scratch, data_dir, kills, more_steps, num_examples, tolerance
     )
 
 
-def main():
+def arguments(description):
+    """Those of the command line. After it, SIGTERM is an exit that leaves no process behind."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='as for the scripts')
     parser.add_argument('--quick', action='store_true', help='fewer kills and steps')
-    args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    return parser.parse_args()
+
+
+def main():
+    args = arguments(__doc__)
     stride, at_random = 1, dict(kills=50, more_steps=500, num_examples=10000, tolerance=0.03)
     if args.quick:
         stride, at_random = 12, dict(kills=3, more_steps=30, num_examples=2000, tolerance=0.1)
