@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import cifar10_input
 from exercises import faster, locally_connected
 from tests import harness
 from tests import reference
@@ -75,10 +76,24 @@ def test_queue_fill_draws_what_a_batch_is_made_of(exercise, tmp_path):
     pytest.importorskip('matplotlib')
     said = exercise('queue_fill', f'--picture={tmp_path}/classes.png')
     fractions, shares = numbers(r'(0\.\d+): first', said), numbers(r'makes (\d+)%', said)
-    assert fractions == [0.4, 0.05, 0.005]
-    # Of some 60 images that are sorted by class; the queue holds as many at least.
-    assert len(shares) == 3 and min(shares) > 20
+    assert fractions == [0.4, 0.05, 0.005] and len(shares) == 3
     assert os.path.getsize(tmp_path / 'classes.png') > 5000
+
+
+def test_queue_fill_sorts_all_records_by_class(data_dir, tmp_path):
+    pytest.importorskip('matplotlib')
+    from exercises import queue_fill
+
+    def records(folder):
+        data = [np.fromfile(path, np.uint8) for path in cifar10_input.data_files(False, folder)]
+        return np.concatenate(data).reshape(-1, cifar10_input.RECORD_BYTES)
+
+    source = f'{data_dir}/cifar-10-batches-bin'
+    queue_fill.write_sorted(source, str(tmp_path))
+    before, after = records(source), records(tmp_path)
+    assert (np.diff(before[:, 0].astype(int)) < 0).any()
+    assert (np.diff(after[:, 0].astype(int)) >= 0).all()
+    assert sorted(map(bytes, before)) == sorted(map(bytes, after))
 
 
 def test_no_averages_compares_five_checkpoints(exercise, tmp_path):
@@ -113,6 +128,23 @@ def test_street_numbers_takes_svhns_files_and_trains_three_times(exercise, tmp_p
     assert len(numbers(r': precision @ 1 = (\S+)', said)) == 3
     values = reference.read_checkpoint(f'{tmp_path}/data/another_network/model.ckpt-1')
     assert 'conv3/weights' in values
+
+
+def test_street_numbers_writes_digits_as_svhn_does(tmp_path):
+    scipy_io = pytest.importorskip('scipy.io')
+    datasets = pytest.importorskip('sklearn.datasets')
+    from exercises import street_numbers
+
+    street_numbers.write_digits(str(tmp_path))
+    digits = datasets.load_digits()
+    train, test = (scipy_io.loadmat(f'{tmp_path}/{name}_32x32.mat') for name in ('train', 'test'))
+    assert train['X'].shape == (32, 32, 3, 1497) and test['X'].shape == (32, 32, 3, 300)
+    # One in six is for the test, the first to begin with; a zero is a 10.
+    assert digits.target[0] == 0 and test['y'][0] == 10
+    np.testing.assert_array_equal(test['y'][:, 0] % 10, digits.target[::6])
+    np.testing.assert_array_equal(train['y'][:5, 0], digits.target[1:6])
+    pixels = test['X'][::4, ::4, 1, 7] * (16 / 255)
+    np.testing.assert_allclose(pixels, digits.images[42], atol=0.07)
 
 
 def test_the_better_recipe_trains_the_same_network(exercise, tmp_path):
