@@ -30,10 +30,7 @@ import cifar10_train
 from results import record
 from support import script
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 import tensorflow.compat.v1 as tf
 
 FLAGS = tf.flags.FLAGS
@@ -42,7 +39,8 @@ tf.flags.DEFINE_string('picture', '/tmp/no_averages.png', 'Where to draw the tab
 
 
 def draw(rows, path):
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     steps, averaged, raw = zip(*rows)
     axes.plot(steps, averaged, 'o-', label='moving averages')
     axes.plot(steps, raw, 'o-', label='variables')
@@ -62,11 +60,8 @@ def main():
         path = os.path.join(FLAGS.train_dir, f'model.ckpt-{FLAGS.max_steps}')
         if not os.path.exists(path + '.index'):
             raise script.UserError(f'{FLAGS.train_dir} holds another run; name a --train_dir')
-        averaged, raw = (
-            record.precision(path, averages=True),
-            record.precision(path, averages=False),
-        )
-        rows.append((FLAGS.max_steps, averaged, raw))
+        both = [record.precision(path, averages) for averages in (True, False)]
+        rows.append((FLAGS.max_steps, *both))
     print('step      averages  variables')
     for row in rows:
         print('%-9d %.4f    %.4f' % row)

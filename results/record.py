@@ -7,8 +7,8 @@ Into --record_dir go
 
     losses.csv         every 100 steps: time, losses raw and averaged, learning rate, at the
                        steps of TensorBoard: step 1 is the first that was done
-    checkpoints.csv    every 2,500 steps or so: the same, and precision @ 1 on the test
-                       set, with moving averages and without
+    checkpoints.csv    every 2,500 steps or so: the same but for the raw losses, and precision
+                       @ 1 on the test set, with moving averages and without
     model.ckpt-STEP    of the newest checkpoint the moving averages only: half the size,
                        and all that the evaluator needs; `checkpoint` names it,
                        and batches.meta.txt its classes
@@ -116,9 +116,9 @@ def every(paths, steps):
     return chosen
 
 
-def precision(path, averages):
+def precision(path, averages, views=1):
     """Precision @ 1 of a checkpoint on the whole test set, with or without moving averages."""
-    FLAGS.use_moving_averages = averages
+    FLAGS.eval_data, FLAGS.views, FLAGS.use_moving_averages = 'test', str(views), averages
     total = cifar10_input.num_examples(True, cifar10.data_folder())
     with tf.Graph().as_default():
         correct = cifar10_eval.correct_predictions()
@@ -193,7 +193,6 @@ def main():
     os.makedirs(FLAGS.record_dir, exist_ok=True)
     if os.path.realpath(FLAGS.record_dir) == os.path.realpath(FLAGS.train_dir):
         raise script.UserError('--record_dir is --train_dir, whose checkpoints it would overwrite')
-    FLAGS.eval_data = 'test'
     cifar10.maybe_download_and_extract()
     losses = read_losses(FLAGS.train_dir)
     saved = checkpoints.paths(FLAGS.train_dir)[::-1]

@@ -64,9 +64,8 @@ def check(views, pictures, truth, scratch):
     FLAGS.views, FLAGS.export_dir = views, os.path.join(scratch, views)
     cifar10_export.main()
     (step,) = os.listdir(FLAGS.export_dir)
-    expected = round(
-        len(truth) * record.precision(f'{FLAGS.checkpoint_dir}/model.ckpt-{step}', True)
-    )
+    checkpoint = f'{FLAGS.checkpoint_dir}/model.ckpt-{step}'
+    expected = round(len(truth) * record.precision(checkpoint, averages=True, views=views))
     print(f'{views} views: the evaluator counts {expected} of {len(truth)}.', flush=True)
     answers = {}
     other = os.path.join(FOLDER, '.venv', 'tf2' if tf.__version__ < '2' else 'tf1', 'bin', 'python')
