@@ -1,4 +1,4 @@
-"""Exercise: the top layers of cuda-convnet, exactly.
+"""Exercise: the top layers of cuda-convnet.
 
     python exercises/locally_connected.py     or: make exercise NAME=locally_connected
 
@@ -11,6 +11,7 @@ at each position and local4 32. What its layer file fixes, and the tutorial does
     fc10              fed by local4 as it is; initial weights 0.01; decay 0.01
 
 That makes 2,112,970 parameters. The first loss is 7.24 and not 4.68, for there is more to decay.
+(Initial weights are from the tutorial's truncated normal distribution, not from a normal one.)
 
 With --use_fp16, in bfloat16, and TensorFlow 2.21 on an AMD EPYC (Zen 4), it printed
 

@@ -31,10 +31,7 @@ import cifar10
 import cifar10_input
 from support import script
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -64,12 +61,15 @@ def first_batches(folder, fraction):
             batches = [session.run(labels)]
             seconds = time.monotonic() - begin
             batches += [session.run(labels) for _ in range(NUM_BATCHES - 1)]
-    return seconds, np.array([np.bincount(batch, minlength=10) / batch.size for batch in batches])
+    num_classes = len(cifar10_input.class_names(folder))
+    shares = [np.bincount(batch, minlength=num_classes) / batch.size for batch in batches]
+    return seconds, np.array(shares)
 
 
 def draw(shares, path):
     """A panel for each fraction: from left to right the batches, the height of a colour a class."""
-    figure, panels = plt.subplots(len(shares), 1, sharex=True, figsize=(9, 6))
+    figure = Figure(figsize=(9, 6))
+    panels = figure.subplots(len(shares), sharex=True)
     for panel, (fraction, share) in zip(panels, shares.items()):
         panel.stackplot(range(len(share)), share.T)
         panel.set(ylabel=fraction, ylim=(0, 1), xlim=(0, len(share) - 1), yticks=[])

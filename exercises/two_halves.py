@@ -5,7 +5,8 @@
 The same images, and as the gradients show, the same step. Where does the time go? TensorFlow
 tells for a single run, if asked by RunOptions: for each op when it began and ended. Sums by kind
 of op are printed, and the traces are saved for chrome://tracing, where one sees what runs side by
-side. With two GPUs each tower has its own; without any, the towers share the CPU's cores.
+side. With two GPUs each tower has its own; without any, the towers share the CPU's cores. (The
+sums are right on a CPU. A GPU's kernels come more than once: look at the trace.)
 
 20 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:
 

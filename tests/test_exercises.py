@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import cifar10
 import cifar10_input
-from exercises import faster, locally_connected
+from exercises import faster, locally_connected, softmax
 from tests import harness
 from tests import reference
 
 
 @pytest.fixture
-def exercise(start, data_dir, tmp_path):
+def exercise(start, data_dir):
     """Function that runs an exercise to its end and returns what it says."""
 
-    def run(name, *flags, **kwargs):
+    def run(name, *flags):
         common = [f'--data_dir={data_dir}', '--batch_size=8']
-        script = start(f'exercises/{name}.py', *common, *flags, **kwargs)
+        script = start(f'exercises/{name}.py', *common, *flags)
         assert script.wait() == 0, script.stdout + script.stderr
         return script.stdout
 
@@ -40,6 +41,19 @@ def test_softmax_changes_neither_precision_nor_gradients(exercise):
     assert numbers(r'gradients differ by (\S+)', said)[0] < 1e-4
     fused, adapted = re.findall(r'ahead by 200: loss (\S+), gradient (\S+)', said)
     assert fused == ('200.0', '-1.0') and adapted[0] == 'inf'
+
+
+def test_softmax_is_applied_once_to_what_is_predicted(monkeypatch):
+    images = tf.constant(np.random.RandomState(2).normal(size=[3, 10, 24, 24, 3]), tf.float32)
+    with tf.variable_scope('', reuse=tf.AUTO_REUSE):
+        expected = cifar10.probabilities(images, 10, 10)
+        monkeypatch.setattr(cifar10, 'inference', softmax.inference)
+        found = softmax.probabilities(images, 10, 10)
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        found, expected = session.run([found, expected])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.ptp(expected) > 0.01  # A second softmax would make them all alike.
 
 
 def test_locally_connected_layers_are_those_of_cuda_convnet(exercise, tmp_path):
@@ -115,7 +129,7 @@ def test_two_halves_make_the_step_of_a_whole(exercise, tmp_path):
         assert any('Conv2D' in event['name'] for event in events)
 
 
-def test_street_numbers_takes_svhns_files_and_trains_three_times(exercise, tmp_path):
+def test_street_numbers_takes_svhns_files_and_trains_three_times(start, exercise, tmp_path):
     scipy_io = pytest.importorskip('scipy.io')
     source = tmp_path / 'svhn'
     source.mkdir()
@@ -123,8 +137,9 @@ def test_street_numbers_takes_svhns_files_and_trains_three_times(exercise, tmp_p
         images = np.random.RandomState(number).randint(0, 256, [32, 32, 3, number], np.uint8)
         labels = np.arange(1, number + 1)[:, np.newaxis] % 10 + 1
         scipy_io.savemat(str(source / f'{name}_32x32.mat'), {'X': images, 'y': labels})
-    flags = f'--source={source}', f'--data_dir={tmp_path}/data', '--max_steps=1'
-    said = exercise('street_numbers', *flags)
+    folder = f'--data_dir={tmp_path}/data'
+    assert start('cifar10_convert.py', str(source), folder).wait() == 0
+    said = exercise('street_numbers', folder, '--max_steps=1')
     assert len(numbers(r': precision @ 1 = (\S+)', said)) == 3
     values = reference.read_checkpoint(f'{tmp_path}/data/another_network/model.ckpt-1')
     assert 'conv3/weights' in values
