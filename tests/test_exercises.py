@@ -228,11 +228,23 @@ def test_the_rate_of_the_better_recipe_rises_and_falls():
     assert rates == pytest.approx([0.0002, 0.01, 0.01, 0.005, 1e-5 / 0.95], rel=1e-3)
 
 
-def test_smoothed_labels_give_each_class_a_part():
+def test_mixing_gives_each_value_a_part_of_its_opposite():
+    values = np.random.RandomState(6).normal(size=[3, 2, 4, 1]).astype(np.float32)
+    with tf.Session() as session:
+        found = session.run(faster.mix(tf.constant(values)))
+    first, second, third = values
+    np.testing.assert_allclose(found, [first, second, (first + third) / 2], rtol=1e-5)
+    with tf.Session() as session:
+        found = session.run(faster.mix(tf.one_hot([0, 1, 2, 3, 4], 5)))
+    part = 0.75**4 / 2  # Of the last but one.
+    np.testing.assert_allclose(found[3], [0, part, 0, 1 - part, 0], rtol=1e-5)
+
+
+def test_the_loss_of_mixed_and_smoothed_labels():
     logits = np.array([[3, 1, 0], [0, -2, 5]], np.float32)
     found = faster.loss(tf.constant(logits), tf.constant([0, 1]))
     logarithms = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    targets = 0.9 * np.eye(3)[[0, 1]] + 0.1 / 3
+    targets = 0.9 * np.array([[1, 0, 0], [0.5, 0.5, 0]]) + 0.1 / 3
     with tf.Session() as session:
         expected = -(targets * logarithms).sum(1).mean()
         assert session.run(found) == pytest.approx(expected, rel=1e-5)
