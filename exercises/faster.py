@@ -100,8 +100,7 @@ class Muon(tf.train.MomentumOptimizer):
         step = tf.reshape(step, [-1, variable.shape.as_list()[-1]])
         rows, columns = step.shape.as_list()
         with tf.colocate_with(None, ignore_existing=True):  # On the GPU; the variable is not.
-            # Each column (a filter) is of length 1, then of sqrt(rows / columns); Jordan's
-            # factor, of columns to rows, is 1 for these layers.
+            # Jordan's factor is max(1, columns / rows) ** 0.5: 1 for these layers.
             step = orthogonalize(step) * (rows / columns) ** 0.5
         change = HIDDEN_RATE * tf.reshape(step, variable.shape) + DECAY * variable
         return variable.assign_sub(self._learning_rate_tensor * change)
