@@ -1,102 +1,190 @@
-"""Start and end of every script: flags, errors, signals, locks."""
+"""What every script needs: flags, errors, folders, locks, signals."""
 
-import concurrent.futures
+import builtins
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import sys
+import tempfile
+import threading
 import time
 
 from absl import app
 
+from support.flags import FLAGS
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: `sbatch --signal=USR1`.
+
 
 class UserError(Exception):
-    """What a user can mend; the text says what is wrong and the way out."""
+    """An error the user can fix; the message names the flag or file and says how."""
 
 
 def run(main, takes_arguments=False):
-    """Parses the flags, calls main() and exits with the status that it returns.
+    """Parses the flags, calls main(argv) and exits with the status that it returns.
 
-    With `takes_arguments`, it is main(list of those that are no flags); otherwise there must
-    be none.
-
-    A UserError is told in one line, with status 1. Everything else that is raised keeps
-    its traceback. Until hear_signals() is called, signals end the script at once.
-    """
-
-    def checked_main(argv):
-        if len(argv) > 1 and not takes_arguments:
-            raise app.UsageError('unexpected argument: ' + argv[1])
-        try:
-            return main(argv[1:]) if takes_arguments else main()
-        except UserError as error:
-            return f'{os.path.basename(argv[0])}: {error}'
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    app.run(checked_main)
-
-
-def hear_signals(work):
-    """Calls work(signals), which has to come to an end when a signal is in that list.
-
-    Python hands a signal to its main thread, and only between two of its instructions,
-    whereas a step of training may wait inside TensorFlow for minutes. So the work is done
-    in another thread, and the main one just listens.
+    A UserError ends the script with one line on stderr and status 1. Every other exception keeps
+    its traceback. Ctrl-C ends the script at once, without a traceback, unless main() handles it.
 
     Args:
-      work: function of the list to which the number of the first SIGINT or SIGTERM is
-        added. The second one ends the process at once, and so does any after the work.
+      main: function of the list [script, argument ...] without the flags.
+      takes_arguments: if false, arguments that are not flags are an error.
+    """
+
+    def parse(argv):
+        arguments = app.parse_flags_with_usage(argv)
+        if len(arguments) > 1 and not takes_arguments:
+            raise UserError(f'unexpected argument: {arguments[1]}')
+        return arguments
+
+    for stream in sys.stdout, sys.stderr:
+        if hasattr(stream, 'reconfigure'):  # Not in Python 3.6, nor in notebooks.
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default and not hasattr(builtins, '__IPYTHON__'):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        sys.exit(f'{os.path.basename(sys.argv[0])}: {printable(str(error))}')
+
+
+def printable(text):
+    """Escapes what a terminal would not print but obey, such as colour codes in a file name."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+# --- Folders -------------------------------------------------------------------
+
+
+def output_folder(flag):
+    """Creates the folder that a flag names, if it does not exist, and tests that it is writable.
 
     Returns:
-      What work() returns.
+      The flag's value.
+
+    Raises:
+      UserError: no file can be created there.
     """
-    signals, first_at = [], None
-
-    def handle(number, frame):
-        nonlocal first_at
-        if result.done():
-            os._exit(128 + number)
-        if not signals:
-            signals.append(number)
-            first_at = time.monotonic()
-        # `timeout` sends its signal twice, to the script and to the script's process group.
-        elif time.monotonic() > first_at + 0.2:
-            os._exit(128 + number)
-
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        result = executor.submit(work, signals)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, handle)
-        # Not for ever: the system may hand the signal to another of the process's threads, which
-        # leaves it to the main one, but does not wake that up.
-        while not concurrent.futures.wait([result], timeout=1).done:
+    path = local_path(flag)
+    # TensorFlow saves to such a path but does not find its files again.
+    if re.search(r'[\[\\]|//$', path):
+        raise UserError(f'--{flag}={path}: TensorFlow cannot use a path with [ or \\ or a final //')
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
             pass
-        return result.result()
+    except OSError as error:
+        raise UserError(
+            f'--{flag}={path}: cannot write there ({error.strerror}). Choose another folder.'
+        )
+    return path
+
+
+def local_path(flag):
+    """Returns the value of a flag that names a local path. Rejects URLs."""
+    path = FLAGS[flag].value
+    if not path:
+        raise UserError(f'--{flag} is empty. Name a folder.')
+    if re.match(r'\w+://', path):
+        raise UserError(f'--{flag}={path}: only local folders are supported')
+    return path
+
+
+class Lock:
+    """A file lock on a folder. The OS releases it when the process ends."""
+
+    def __init__(self, folder, file):
+        self._folder, self._file = folder, file
+
+    def check(self):
+        """Raises a UserError if the lock file is gone: then another process could take the lock."""
+        try:
+            if os.path.samestat(os.stat(self._file.name), os.fstat(self._file.fileno())):
+                return
+        except OSError:
+            pass
+        raise UserError(f'{self._folder} was deleted or replaced during the run; nothing was saved')
 
 
 @contextlib.contextmanager
 def locked(folder, busy, wait=False):
-    """Holds the lock of a folder, which goes with the process, however that ends.
+    """Holds the lock of a folder.
 
     Args:
-      folder: has to exist.
-      busy: what to say when another process holds the lock.
+      folder: an existing folder.
+      busy: the message when another process holds the lock.
       wait: wait for that process.
+
+    Yields:
+      A Lock.
 
     Raises:
       UserError: another process holds the lock, and `wait` is false.
     """
-    with open(os.path.join(folder, '.lock'), 'a') as lock:
+    with open(os.path.join(folder, '.lock'), 'a') as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
                 raise UserError(busy)
-            print(busy, file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # Not every file system has locks.
-            print(f'Warning: cannot lock {folder}: {error.strerror}', file=sys.stderr, flush=True)
-        yield
+            print(busy, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # Some file systems have no locks.
+            print(f'Warning: cannot lock {folder}: {error.strerror}', file=sys.stderr)
+        yield Lock(folder, file)
+
+
+# --- Signals -------------------------------------------------------------------
+
+
+class StopSignals:
+    """Notes the first signal of STOP_SIGNALS; the second one ends the process at once.
+
+    A context manager, for the main thread; in other threads it does nothing. Python runs signal
+    handlers in the main thread, and only between two of its instructions. A training step may wait
+    inside TensorFlow for minutes. Python's wakeup file descriptor gets the number of the signal
+    immediately, so a thread reads it there.
+    """
+
+    def __init__(self):
+        self.number = None
+
+    def __enter__(self):
+        self._handlers = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        for number in STOP_SIGNALS:
+            # `nohup` and `&` in a script make a process ignore signals, which it should respect.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, lambda number, frame: None)
+        self._old_fd = signal.set_wakeup_fd(self._write)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        noted_at = None
+        for byte in iter(lambda: os.read(self._read, 1), b''):
+            number = byte[0]
+            if number not in self._handlers:
+                continue
+            if self.number is None:
+                self.number, noted_at = number, time.monotonic()
+            # `timeout` sends its signal twice: to the script and to the script's process group.
+            elif time.monotonic() > noted_at + 0.2:
+                os._exit(128 + number)
+
+    def __exit__(self, *exception):
+        if not self._handlers:
+            return
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        os.close(self._write)
+        self._thread.join()
+        os.close(self._read)
