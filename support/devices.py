@@ -4,8 +4,8 @@ import os
 import re
 
 from support import checkpoints
+from support.compat import tf
 
-import tensorflow.compat.v1 as tf
 
 # Trainer and evaluator can share a GPU: neither takes more of its memory than it needs.
 # TensorFlow reads this when it first uses the GPU, whichever session that is.
@@ -42,33 +42,16 @@ def session_config(use_fp16, log_device_placement=False):
     return config
 
 
-def with_ps(chief, num_ps):
-    """For tf.device(): variables go to `num_ps` parameter servers, where the fewest numbers are.
-
-    All else that names no machine goes to the chief; variables too, if there is no such server.
-    """
-    if not num_ps:
-        return chief
-    load = [0] * num_ps
-
-    def least_loaded(variable):
-        task = load.index(min(load))
-        load[task] += tf.TensorShape(variable.get_attr('shape')).num_elements()
-        return task
-
-    return tf.train.replica_device_setter(num_ps, worker_device=chief, ps_strategy=least_loaded)
-
-
 def scale_loss(optimizer, use_fp16):
     """The optimizer; in float16, one that scales the loss, as small gradients would become 0."""
     if half_precision(use_fp16) != 'float16':
         return optimizer
-    with tf.variable_creator_scope(checkpoints.as_local_variable):
+    with tf.variable_creator_scope(checkpoints.not_saved):
         return tf.train.experimental.enable_mixed_precision_graph_rewrite(optimizer)
 
 
-def describe(use_fp16):
-    """One line on where a session computes, and why not on a GPU; and in what precision."""
+def describe(use_fp16, num_towers=1):
+    """One line: where a session computes, if not on a GPU why not, and in which precision."""
     gpus = tf.config.experimental.list_physical_devices('GPU')
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     if gpus:
@@ -82,4 +65,6 @@ def describe(use_fp16):
     precision = half_precision(use_fp16) or 'float32'
     if use_fp16 and precision == 'float32':
         precision += ' (--use_fp16: neither float16 nor bfloat16 is available here)'
+    if num_towers > max(1, len(gpus)):
+        where += f', shared by {num_towers} towers,'
     return f'Running on {where} with TensorFlow {tf.__version__} in {precision}.'
