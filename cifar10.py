@@ -57,26 +57,19 @@ def num_classes():
 
 
 def maybe_download_and_extract():
-    """Makes sure that the data set is in --data_dir, complete and correct.
-
-    Raises:
-      support.script.UserError: it is not, and the message says what to do.
-    """
+    """Makes sure that --data_dir holds the data set, or raises a UserError that says what to do."""
     dataset.maybe_download_and_extract(FLAGS.data_dir, cifar10_input.RECORD_BYTES, DATA_URL)
 
 
 def distorted_inputs():
-    """Endless shuffled batches of --batch_size distorted training images, shown in TensorBoard.
-
-    See cifar10_input.distorted_inputs().
-    """
+    """cifar10_input.distorted_inputs() with the flags' values, shown in TensorBoard."""
     images, labels = cifar10_input.distorted_inputs(data_folder(), FLAGS.batch_size)
     tf.summary.image('images', images)
     return images, labels
 
 
 def inputs(eval_data, num_epochs=None, num_views=1):
-    """Batches of --batch_size images without distortion. See cifar10_input.inputs()."""
+    """cifar10_input.inputs() with the flags' values, shown in TensorBoard."""
     batch_size = max(1, FLAGS.batch_size // num_views)  # For the network, views are images.
     images, labels = cifar10_input.inputs(
         eval_data, data_folder(), batch_size, num_epochs, num_views
@@ -98,9 +91,9 @@ def _variable_with_weight_decay(name, shape, stddev, wd):
     """Creates a variable with initial values from a truncated normal distribution.
 
     Args:
-      stddev: standard deviation before truncation at two standard deviations.
+      stddev: its standard deviation; values beyond two of them are drawn again.
       wd: None, or the factor of the weight decay: wd * sum(variable ** 2) / 2 is added to the
-        collection 'losses'. A collection is a named list stored in the graph; loss() reads it.
+        collection 'losses', a named list stored in the graph that loss() reads.
     """
     variable = _variable_on_cpu(name, shape, tf.truncated_normal_initializer(stddev=stddev))
     if wd is not None:
@@ -138,13 +131,8 @@ def local_response_normalization(name, images, *, radius=4, bias=1.0, alpha=0.00
     Classification with Deep Convolutional Neural Networks", 2012).
 
     Equals tf.nn.local_response_normalization(images, radius, bias, alpha, 0.75), which is slower
-    on CPUs. Here the sum over neighbours is a product with a band matrix of ones.
-
-    Args:
-      images: [n, height, width, channels] float32.
-
-    Returns:
-      The same shape.
+    on CPUs. Here the sum over neighbours is a product with a band matrix of ones. Images are
+    [n, height, width, channels] float32, and so is the result.
     """
     channels = images.shape.as_list()[-1]
     with tf.name_scope(name + '_scale'):
@@ -173,8 +161,8 @@ def inference(images):
     """Builds the network up to its logits.
 
     Args:
-      images: [n, 24, 24, 3] from distorted_inputs() or inputs(), or anything that
-        tf.convert_to_tensor() accepts. n may be unknown when the graph is built.
+      images: [n, 24, 24, 3], a tensor or anything that tf.convert_to_tensor() accepts. n may be
+        unknown when the graph is built.
 
     Returns:
       logits: [n, num_classes()] float32, not normalized.
@@ -224,14 +212,11 @@ def loss(logits, labels):
 
 
 def optimizer(global_step, images_per_step):
-    """Plain gradient descent; the learning rate is 0.1, and drops tenfold every 350 epochs.
+    """A tf.train.Optimizer: gradient descent at a rate of 0.1 that drops tenfold every 350 epochs.
 
     Args:
       global_step: the variable that counts the steps.
       images_per_step: the number of images in a step, on all towers together.
-
-    Returns:
-      A tf.train.Optimizer.
     """
     examples_per_epoch = cifar10_input.num_examples_per_epoch(
         data_folder(), NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN
@@ -248,8 +233,8 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
     """Updates the variables, and after them their moving averages.
 
     Args:
-      optimizer: from optimizer().
-      gradients: pairs (gradient, variable) from optimizer.compute_gradients().
+      optimizer: a tf.train.Optimizer.
+      gradients: pairs (gradient, variable) from its compute_gradients().
       total_loss: scalar, for TensorBoard.
       global_step: the variable that counts the steps.
 
@@ -269,14 +254,11 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
 
 
 def train(total_loss, global_step):
-    """Adds a step of training on one device. See optimizer() and apply_gradients().
+    """Returns the op that does a step of training on one device.
 
     Args:
       total_loss: from loss().
       global_step: the variable that counts the steps, of any integer or float type.
-
-    Returns:
-      The op that does a whole step.
     """
     descent = optimizer(global_step, FLAGS.batch_size)
     gradients = descent.compute_gradients(total_loss)
@@ -313,10 +295,9 @@ def _activation_summary(x):
 
 
 def _loss_summaries(total_loss):
-    """Shows the total loss and its terms, raw and as moving averages. Means over the towers.
+    """Shows the total loss and its terms, means over the towers, raw and as moving averages.
 
-    Returns:
-      The op that updates the averages.
+    Returns the op that updates the averages.
     """
     by_name = {}
     for term in tf.get_collection('losses'):

@@ -36,20 +36,18 @@ flags.adopt_module_key_flags(cifar10)
 
 
 def probabilities(images, model=cifar10):
-    """Builds the network up to the probability of each class, averaged over an image's views.
+    """Builds the network up to the probabilities of the classes, means over an image's views.
 
     Args:
       images: [n, height, width, 3], or [n, num_views, height, width, 3].
-      model: module or object with the function inference().
+      model: a module or object with the function inference.
 
     Returns:
       [n, num_classes] float32.
     """
-    if images.shape.ndims == 4:
-        return tf.nn.softmax(model.inference(images))
-    num_views, *image_shape = images.shape.as_list()[1:]
-    per_view = tf.nn.softmax(model.inference(tf.reshape(images, [-1, *image_shape])))
-    return tf.reduce_mean(tf.reshape(per_view, [-1, num_views, per_view.shape[1]]), axis=1)
+    *num_views, height, width, depth = images.shape.as_list()[1:]
+    per_view = tf.nn.softmax(model.inference(tf.reshape(images, [-1, height, width, depth])))
+    return tf.reduce_mean(tf.reshape(per_view, [-1, *(num_views or [1]), per_view.shape[1]]), 1)
 
 
 def model_variables():
@@ -62,7 +60,7 @@ def model_variables():
 
 
 def count_correct(session, is_correct, num_examples, summary_op):
-    """Runs the network over the images of one pass.
+    """Runs the network over one pass of the data.
 
     Args:
       session: a tf.Session whose variables are set.
@@ -101,7 +99,7 @@ def num_examples():
 
 
 def label():
-    """The name of the result, for the console and TensorBoard: what is not the default, in brackets."""
+    """What distinguishes this accuracy from the tutorial's, such as ' (10 views)'."""
     details = [f'{FLAGS.views} views'] if FLAGS.views != '1' else []
     details += ['training set'] if FLAGS.eval_data != 'test' else []
     details += ['no averages'] if not FLAGS.use_moving_averages else []

@@ -42,35 +42,21 @@ CONTRAST_RANGE = (0.2, 1.8)
 
 
 def data_files(eval_data, data_dir):
-    """Paths of the five training files or, if `eval_data`, of the one test file.
-
-    Raises:
-      FileNotFoundError: one of them does not exist.
-    """
+    """Paths of the five training files or, if `eval_data`, of the one test file."""
     names = ['test_batch.bin'] if eval_data else [f'data_batch_{i}.bin' for i in range(1, 6)]
-    paths = [os.path.join(data_dir, name) for name in names]
-    for path in paths:
-        os.stat(path)
-    return paths
+    return [os.path.join(data_dir, name) for name in names]
 
 
 def num_examples(eval_data, data_dir):
-    """The number of records in the training files or, if `eval_data`, in the test file."""
+    """The number of records in these files. FileNotFoundError if one does not exist."""
     return sum(os.path.getsize(path) // RECORD_BYTES for path in data_files(eval_data, data_dir))
 
 
 def num_examples_per_epoch(data_dir, constant):
-    """The size of the training set.
-
-    Args:
-      constant: NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN of the calling module. If a program has assigned
-        another number than CIFAR-10's, that number counts, otherwise the records in the files do.
-    """
-    if constant != 50000:
-        return constant
+    """The size of the training set: `constant` if a program has changed it, else a count."""
     try:
-        return num_examples(False, data_dir)
-    except FileNotFoundError:  # The program has an input of its own.
+        return num_examples(False, data_dir) if constant == 50000 else constant
+    except FileNotFoundError:  # The program has its own input.
         return constant
 
 
@@ -81,10 +67,7 @@ class CIFAR10Record:
 def read_cifar10(filename_queue, num_records=None):
     """Reads one record, or up to `num_records` of them, from the files in a queue.
 
-    Args:
-      filename_queue: a queue of paths of CIFAR-10 binary files.
-      num_records: None for a single example; otherwise the largest number of records per read.
-        A read stops at the end of a file, so n below varies.
+    A read of many records stops at the end of a file, so n below varies.
 
     Returns:
       An object with the attributes
@@ -144,10 +127,9 @@ def random_brightness(images):
 
 
 def random_contrast(images):
-    """Scales the distance from the mean of each channel by a random factor from [0.2, 1.8).
+    """Scales the distance of [n, height, width, 3] images from their channels' means.
 
-    Args:
-      images: [n, height, width, 3] float32. Each image gets its own factor.
+    The random factor of each image is from [0.2, 1.8).
     """
     factor = tf.random_uniform([tf.shape(images)[0], 1, 1, 1], *CONTRAST_RANGE)
     mean = tf.reduce_mean(tf.reduce_mean(images, axis=1, keepdims=True), axis=2, keepdims=True)
@@ -170,7 +152,7 @@ def distort(images):
 def fixed_views(images, num_views):
     """[n, 32, 32, 3] -> [n, num_views, 24, 24, 3]: crops without randomness.
 
-    One view is the centre. Ten views are, as in cuda-convnet, the centre and the four corners, and
+    One view is the center. Ten views are, as in cuda-convnet, the center, the four corners, and
     the mirror images of these five.
     """
     last = RECORD_SIZE - IMAGE_SIZE
@@ -200,6 +182,7 @@ def distorted_inputs(data_dir, batch_size, distort=distort, min_fraction_of_exam
       images: [batch_size, 24, 24, 3] float32, each with mean 0 and standard deviation 1.
       labels: [batch_size] int32.
     """
+    num_examples(False, data_dir)  # Fails now, and not in a thread, if a file is missing.
     examples_per_epoch = num_examples_per_epoch(data_dir, NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN)
     min_queue_examples = int(examples_per_epoch * min_fraction_of_examples_in_queue)
     kind = 'CIFAR images' if dataset.class_names(data_dir) == dataset.CLASS_NAMES else 'images'
@@ -239,11 +222,12 @@ def inputs(eval_data, data_dir, batch_size, num_epochs=None, num_views=1, standa
 
     Returns:
       images: [n, 24, 24, 3] float32, central crops; with ten views [n, 10, 24, 24, 3].
-      labels: [n] int32. n is batch_size, unknown (None) with `num_epochs`.
+      labels: [n] int32. n is batch_size, but unknown (None) with `num_epochs`.
 
     Raises:
       tf.errors.OutOfRangeError: when run after the last batch of `num_epochs`.
     """
+    num_examples(eval_data, data_dir)  # Fails now, and not in a thread, if a file is missing.
     with tf.device('/cpu:0'), tf.name_scope('input'):
         filename_queue = tf.train.string_input_producer(
             data_files(eval_data, data_dir), num_epochs=num_epochs, shuffle=False

@@ -58,8 +58,7 @@ def average_gradients(tower_grads):
     """Averages the gradients of all towers, on the CPU.
 
     Args:
-      tower_grads: for each tower the list of (gradient, variable) that
-        optimizer.compute_gradients() returned.
+      tower_grads: for each tower the list of (gradient, variable) that compute_gradients() gave.
 
     Returns:
       One such list, of the mean gradients.
@@ -73,14 +72,9 @@ def average_gradients(tower_grads):
 
 
 def build_towers(model, batches_and_devices, optimizer):
-    """Builds a tower on each device.
+    """Builds a tower for each pair (queue of batches, device).
 
-    Args:
-      batches_and_devices: for each tower, its queue of batches and its device.
-      optimizer: computes the gradients.
-
-    Returns:
-      The mean loss of the towers, and the averaged gradients as pairs (gradient, variable).
+    Returns the mean loss of the towers, and the averaged gradients as pairs (gradient, variable).
     """
     losses, tower_grads = [], []
     summaries = tf.get_collection_ref(tf.GraphKeys.SUMMARIES)
@@ -100,14 +94,9 @@ def build_towers(model, batches_and_devices, optimizer):
 
 
 def train(model=cifar10):
-    """Trains a model in --train_dir up to --max_steps, with --num_gpus towers.
+    """As cifar10_train.train(), on --num_gpus GPUs.
 
-    Args:
-      model: as in cifar10_train.train(), with the functions optimizer and apply_gradients instead
-        of train.
-
-    Returns:
-      The exit status.
+    Instead of train(), the model has optimizer() and apply_gradients(), the two halves of it.
     """
     images_per_step = FLAGS.batch_size * FLAGS.num_gpus
     with cifar10_train.open_run() as run, tf.Graph().as_default():

@@ -33,13 +33,9 @@ def open_run():
 
 
 def train(model=cifar10):
-    """Trains a model in --train_dir up to --max_steps.
+    """Trains a model, a module or object with the functions of cifar10, up to --max_steps.
 
-    Args:
-      model: a module or object with the functions distorted_inputs, inference, loss and train.
-
-    Returns:
-      The exit status: 0, or 128 + the number of the signal that stopped the run.
+    Returns the exit status: 0, or 128 + the number of the signal that stopped the run.
     """
     with open_run() as run, tf.Graph().as_default():
         if not run.is_finished:
@@ -57,11 +53,11 @@ def loop(run, train_op, loss, images_per_step, master=''):
     """Runs training steps until --max_steps or a signal, and logs.
 
     Args:
-      run: a training.Run.
+      run: from open_run().
       train_op: the op that does a step.
       loss: scalar.
-      images_per_step: for the log.
-      master: address of the tf.train.Server where the session runs; '' for this process.
+      images_per_step: on all towers together.
+      master: address of the tf.train.Server that runs the session; '' for this process.
     """
     # Read after the update: a read at the same time could give the value before or after it.
     with tf.control_dependencies([train_op]):
