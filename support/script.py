@@ -85,7 +85,7 @@ def output_folder(flag):
 
 def local_path(flag):
     """Returns the value of a flag that names a local path. Rejects URLs."""
-    path = FLAGS[flag].value
+    path = getattr(FLAGS, flag)
     if not path:
         raise UserError(f'--{flag} is empty. Name a folder.')
     if re.match(r'\w+://', path):
