@@ -202,8 +202,8 @@ def loss(logits, labels):
     labels = tf.cast(labels, tf.int64)
     cross_entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     tf.add_to_collection('losses', tf.reduce_mean(cross_entropies, name='cross_entropy'))
-    name_scope = tf.get_default_graph().get_name_scope() + '/'
-    tower = re.match(f'(.*/)?{TOWER_NAME}_[0-9]+/', name_scope)
+    name_scope = tf.get_default_graph().get_name_scope() or ''
+    tower = re.match(f'(.*/)?{TOWER_NAME}_[0-9]+/', name_scope + '/')
     terms = tf.get_collection('losses', scope=tower and tower.group())
     return tf.add_n(terms, name='total_loss')
 

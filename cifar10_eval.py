@@ -50,6 +50,16 @@ def probabilities(images, model=cifar10):
     return tf.reduce_mean(tf.reshape(per_view, [-1, *(num_views or [1]), per_view.shape[1]]), 1)
 
 
+def correct_predictions(model):
+    """Builds the network on its test input. [n] bool: is the most probable class the label?"""
+    images, labels = model.inputs(
+        FLAGS.eval_data == 'test', num_epochs=1, num_views=int(FLAGS.views)
+    )
+    # Not tf.nn.in_top_k: it counts a tie between all classes as correct.
+    predictions = tf.argmax(probabilities(images, model), 1, output_type=tf.int32)
+    return tf.equal(predictions, tf.cast(labels, tf.int32))
+
+
 def model_variables():
     """Dict of name in the checkpoint -> tf.Variable, for the variables of the model."""
     if FLAGS.use_moving_averages:
@@ -128,12 +138,7 @@ def evaluate(model=cifar10):
     """
     eval_dir = output_folder()
     with tf.Graph().as_default() as graph:
-        images, labels = model.inputs(
-            FLAGS.eval_data == 'test', num_epochs=1, num_views=int(FLAGS.views)
-        )
-        # Not tf.nn.in_top_k: it counts a tie between all classes as correct.
-        predictions = tf.argmax(probabilities(images, model), 1, output_type=tf.int32)
-        is_correct = tf.equal(predictions, tf.cast(labels, tf.int32), name='is_correct')
+        is_correct = correct_predictions(model)
         variables = model_variables()
         saver = tf.train.Saver(variables)
         summary_op = tf.summary.merge(

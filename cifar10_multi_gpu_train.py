@@ -93,22 +93,27 @@ def build_towers(model, batches_and_devices, optimizer):
     return mean_loss, average_gradients(tower_grads)
 
 
+def build(model):
+    """Builds the graph for --num_gpus towers. See cifar10_train.build()."""
+    images_per_step = FLAGS.batch_size * FLAGS.num_gpus
+    with tf.device('/cpu:0'):
+        global_step = tf.train.get_or_create_global_step()
+    batches = shared_batches(model)
+    optimizer = model.optimizer(global_step, images_per_step)
+    gpus = [(batches, f'/gpu:{i}') for i in range(FLAGS.num_gpus)]
+    loss, gradients = build_towers(model, gpus, optimizer)
+    train_op = model.apply_gradients(optimizer, gradients, loss, global_step)
+    return train_op, loss, images_per_step
+
+
 def train(model=cifar10):
     """As cifar10_train.train(), on --num_gpus GPUs.
 
     Instead of train(), the model has optimizer() and apply_gradients(), the two halves of it.
     """
-    images_per_step = FLAGS.batch_size * FLAGS.num_gpus
     with cifar10_train.open_run() as run, tf.Graph().as_default():
         if not run.is_finished:
-            with tf.device('/cpu:0'):
-                global_step = tf.train.get_or_create_global_step()
-            batches = shared_batches(model)
-            optimizer = model.optimizer(global_step, images_per_step)
-            gpus = [(batches, f'/gpu:{i}') for i in range(FLAGS.num_gpus)]
-            loss, gradients = build_towers(model, gpus, optimizer)
-            train_op = model.apply_gradients(optimizer, gradients, loss, global_step)
-            cifar10_train.loop(run, train_op, loss, images_per_step)
+            cifar10_train.loop(run, *build(model))
     return run.status
 
 

@@ -2,18 +2,18 @@
 
     python -m pytest cifar10_test.py         or        python cifar10_test.py
 
-A network can be wrong and still learn something, so that a falling loss proves little. Here
-each part is compared with something that does not come from it:
+A network can be wrong and still learn something, so a falling loss proves little. These tests
+compare each part with an independent result:
 
-    the same in NumPy        records, standardization, layers, loss, precision
+    NumPy                    records, standardization, layers, loss, predictions
     finite differences       gradients
-    a closed form            learning rate, moving averages, the loss of the first step
-    another way to the end   two towers, and one with a batch of twice the size
-    counts and statistics    what is random: crops, shuffling, initial weights
-    marked data              images that tell their number after any distortion
+    a formula                learning rate, moving averages, the loss of the first step
+    a second computation     two towers, and one tower with a batch of twice the size
+    counts and statistics    random crops, shuffling, initial weights
+    marked data              images whose number can be read after any distortion
 
-Limits on what is random are five standard deviations wide or more. The files that are read
-here are small and made by the tests; tests/reference.py holds them and the network in NumPy.
+Limits on random numbers are at least five standard deviations wide. The tests write the small files
+that they read; tests/reference.py has the functions for that, and the network in NumPy.
 """
 
 import collections
@@ -21,26 +21,26 @@ import contextlib
 import inspect
 import os
 import sys
+import types
 from unittest import mock
 
-# The numbers are to be the same on every machine, whatever GPU it has.
+# The results should be the same on every machine, whatever GPU it has.
 os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+
+from absl.testing import flagsaver
+import numpy as np
+import pytest
 
 import cifar10
 import cifar10_eval
 import cifar10_input
 import cifar10_multi_gpu_train
 import cifar10_train
-from support import devices
-from support.normalization import local_response_normalization
+from support import checkpoints, devices
+from support.compat import tf
 from tests import reference
 
-from absl.testing import flagsaver
-import numpy as np
-import pytest
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
+FLAGS = cifar10.FLAGS
 FLAGS(sys.argv[:1])
 
 both_trainers = pytest.mark.parametrize(
@@ -52,14 +52,14 @@ both_trainers = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def fresh_graph_and_flags():
-    """A graph of its own for each test; the flags that it sets are set back."""
+    """Gives each test a new graph and restores the flags that it sets."""
     with flagsaver.flagsaver(), tf.Graph().as_default():
         yield
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """The folder of the .bin files, still empty; --data_dir leads to it."""
+    """The empty folder of the .bin files in --data_dir."""
     FLAGS.data_dir = str(tmp_path)
     path = tmp_path / reference.DATA_FOLDER
     path.mkdir()
@@ -68,18 +68,19 @@ def folder(tmp_path):
 
 @contextlib.contextmanager
 def initialized(use_fp16=False):
-    """A session with initial variables; queues stay empty."""
+    """A session with initial variables and empty queues."""
     config = devices.session_config(use_fp16)
-    config.operation_timeout_in_ms = 100000  # What would wait forever is an error.
+    config.operation_timeout_in_ms = 100000  # An error instead of a test that waits forever.
     with tf.Session(config=config) as session:
-        session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        session.run(tf.global_variables_initializer())
         yield session
 
 
 @contextlib.contextmanager
 def running():
-    """A session with initial variables and the threads at work that fill the queues."""
+    """A session with initial variables and running threads that fill the queues."""
     with initialized() as session:
+        session.run(tf.local_variables_initializer())  # The epochs of inputs(num_epochs=1).
         coordinator = tf.train.Coordinator()
         threads = tf.train.start_queue_runners(session, coordinator)
         try:
@@ -95,7 +96,7 @@ def evaluate(tensors):
 
 
 def is_uniform(values, low, high):
-    """Do the values spread evenly over [low, high], from end to end, and do none lie outside?"""
+    """Are the values spread evenly over all of [low, high], with none outside?"""
     count, _ = np.histogram(values, 8, (low, high))
     expected, margin = len(values) / 8, (high - low) / 100
     even = np.all(abs(count - expected) < 6 * expected**0.5)
@@ -106,7 +107,7 @@ def is_uniform(values, low, high):
 # --- The modules -------------------------------------------------------------
 
 
-def test_the_constants_are_those_of_the_tutorial():
+def test_constants_match_tutorial():
     assert cifar10_input.IMAGE_SIZE == cifar10.IMAGE_SIZE == 24
     assert cifar10_input.NUM_CLASSES == cifar10.NUM_CLASSES == 10
     for module in cifar10_input, cifar10:
@@ -120,7 +121,7 @@ def test_the_constants_are_those_of_the_tutorial():
     assert cifar10.DATA_URL == 'http://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
 
-def test_the_functions_take_the_arguments_of_the_tutorial():
+def test_functions_take_classic_arguments():
     for function, arguments in [
         (cifar10_input.read_cifar10, ['filename_queue']),
         (cifar10_input.distorted_inputs, ['data_dir', 'batch_size']),
@@ -131,13 +132,19 @@ def test_the_functions_take_the_arguments_of_the_tutorial():
         (cifar10.inference, ['images']),
         (cifar10.loss, ['logits', 'labels']),
         (cifar10.train, ['total_loss', 'global_step']),
+        (cifar10._variable_on_cpu, ['name', 'shape', 'initializer']),
+        (cifar10._variable_with_weight_decay, ['name', 'shape', 'stddev', 'wd']),
+        (cifar10._activation_summary, ['x']),
+        (cifar10_train.train, []),
+        (cifar10_multi_gpu_train.train, []),
+        (cifar10_multi_gpu_train.average_gradients, ['tower_grads']),
         (cifar10_eval.evaluate, []),
     ]:
         parameters = inspect.signature(function).parameters.values()
         assert [each.name for each in parameters if each.default is each.empty] == arguments
 
 
-def test_the_flags_have_the_defaults_of_the_tutorial():
+def test_flags_have_classic_defaults():
     defaults = {
         'batch_size': 128,
         'data_dir': '/tmp/cifar10_data',
@@ -160,7 +167,7 @@ def test_the_flags_have_the_defaults_of_the_tutorial():
 # --- Records -----------------------------------------------------------------
 
 
-def test_a_single_read_gives_key_label_and_the_three_planes_of_one_record(tmp_path):
+def test_single_read_returns_key_label_and_planes(tmp_path):
     planes = np.random.RandomState(0).randint(0, 256, [3, 3, 32, 32]).astype(np.uint8)
     labels = [7, 0, 9]
     path = tmp_path / 'some.bin'
@@ -179,7 +186,7 @@ def test_a_single_read_gives_key_label_and_the_three_planes_of_one_record(tmp_pa
                 np.testing.assert_array_equal(image[..., colour], planes[i, colour])
 
 
-def test_a_read_of_many_records_stops_at_the_end_of_a_file(tmp_path):
+def test_batch_read_stops_at_end_of_file(tmp_path):
     images, labels = reference.random_images(9), [5, 0, 9, 1, 1, 8, 2, 3, 4]
     first, second = tmp_path / 'first.bin', tmp_path / 'second.bin'
     first.write_bytes(reference.records(images[:6], labels[:6]))
@@ -202,26 +209,29 @@ def test_a_read_of_many_records_stops_at_the_end_of_a_file(tmp_path):
             session.run(record.key)
 
 
-def test_examples_are_counted_for_each_set(folder):
+def test_num_examples_counts_records(folder):
     reference.write_numbered(folder, [3, 1, 4, 1, 5])
     reference.write_numbered(folder, [9], ['test_batch.bin'])
     assert cifar10_input.num_examples(False, str(folder)) == 14
     assert cifar10_input.num_examples(True, str(folder)) == 9
 
 
-def test_a_file_that_is_missing_is_named(folder):
+def test_missing_file_is_named(folder):
     reference.write_zeros(folder, 2)
     (folder / 'data_batch_4.bin').unlink()
-    with pytest.raises(FileNotFoundError, match='data_batch_4.bin'):
-        cifar10_input.num_examples(False, str(folder))
-    with pytest.raises(FileNotFoundError, match='data_batch_4.bin'):
-        cifar10_input.distorted_inputs(str(folder), 1)
+    for build in [
+        lambda: cifar10_input.num_examples(False, str(folder)),
+        lambda: cifar10_input.distorted_inputs(str(folder), 1),
+        lambda: cifar10_input.inputs(False, str(folder), 1),
+    ]:
+        with pytest.raises(FileNotFoundError, match='data_batch_4.bin'):
+            build()
 
 
 # --- Distortion --------------------------------------------------------------
 
 
-def test_every_crop_occurs_plain_and_flipped_and_no_other():
+def test_crop_and_flip_cover_all_windows():
     n = 4050
     images = np.empty([n, 32, 32, 3], np.uint8)  # Pixels that tell where they were.
     images[..., 0] = np.arange(32)[:, np.newaxis]
@@ -248,18 +258,15 @@ def test_every_crop_occurs_plain_and_flipped_and_no_other():
     assert np.all(abs(count.sum(axis=2) - 50) < 45)
     assert abs(flipped.mean() - 0.5) < 0.05
 
-    crops = evaluate(cifar10_input.random_crop_and_flip(images, mirror=False))
-    assert np.all(crops[:, 0, 0, 1] < crops[:, 0, 1, 1])
 
-
-def test_brightness_is_one_random_number_from_minus_63_to_63_for_each_image():
+def test_brightness_shifts_each_image_once():
     images = reference.random_images(4000, size=4).astype(np.float32)
     delta = evaluate(cifar10_input.random_brightness(tf.constant(images))) - images
     np.testing.assert_allclose(delta, np.broadcast_to(delta[:, :1, :1, :1], delta.shape), atol=1e-4)
     assert is_uniform(delta[:, 0, 0, 0], -63 - 1e-4, 63 + 1e-4)
 
 
-def test_contrast_is_one_random_factor_from_0_2_to_1_8_of_the_distance_from_channel_means():
+def test_contrast_scales_distance_from_channel_means():
     images = reference.random_images(4000, size=4).astype(np.float32) + np.float32([0, 100, 1000])
     changed = evaluate(cifar10_input.random_contrast(tf.constant(images)))
     mean = images.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
@@ -270,7 +277,7 @@ def test_contrast_is_one_random_factor_from_0_2_to_1_8_of_the_distance_from_chan
     np.testing.assert_allclose(changed, mean + (images - mean) * factor, atol=0.01)
 
 
-def test_standardized_images_have_mean_0_and_stddev_1():
+def test_standardize_gives_mean_0_and_stddev_1():
     scale, shift = np.linspace(0.01, 3, 50), np.linspace(-100, 100, 50)
     images = reference.random_images(50, size=24) * scale[:, None, None, None]
     images = (images + shift[:, None, None, None]).astype(np.float32)
@@ -280,7 +287,7 @@ def test_standardized_images_have_mean_0_and_stddev_1():
     np.testing.assert_allclose(standard, reference.standardize(images), atol=1e-2)
 
 
-def test_images_of_hardly_any_contrast_or_none_are_not_blown_up():
+def test_standardize_bounds_low_contrast():
     images = np.zeros([2, 24, 24, 3], np.float32)
     images[0, 5, 6, 1] = 0.5  # The stddev is half of its lower limit, 1 / sqrt(1,728).
     images[1] = 255
@@ -289,7 +296,7 @@ def test_images_of_hardly_any_contrast_or_none_are_not_blown_up():
     np.testing.assert_allclose(standard, reference.standardize(images), atol=1e-5)
 
 
-def test_the_whole_distortion_crops_flips_changes_contrast_and_standardizes():
+def test_distort_applies_every_distortion():
     n = 2000
     # Red and green: a checkerboard of 100 +- 10, and one of 50 +- 10. Blue is a ramp.
     board = np.where((np.arange(32)[:, np.newaxis] + np.arange(32)) % 2, 10, -10)
@@ -315,7 +322,7 @@ def test_the_whole_distortion_crops_flips_changes_contrast_and_standardizes():
 # --- Training input ----------------------------------------------------------
 
 
-def test_training_batches_are_full_endless_and_keep_label_and_image_together(folder):
+def test_training_batches_are_whole_and_endless(folder):
     reference.write_numbered(folder, [40, 40, 40, 300, 80])
     FLAGS.batch_size = 100
     images, labels = cifar10.distorted_inputs()
@@ -334,7 +341,7 @@ def test_training_batches_are_full_endless_and_keep_label_and_image_together(fol
     assert seen == set(range(500))
 
 
-def test_a_batch_may_be_larger_than_the_training_set(folder):
+def test_batch_larger_than_training_set(folder):
     reference.write_numbered(folder, [2] * 5)
     images, _ = cifar10_input.distorted_inputs(str(folder), 1000)
     with running() as session:
@@ -343,7 +350,7 @@ def test_a_batch_may_be_larger_than_the_training_set(folder):
     assert set(numbers) == set(range(10))
 
 
-def test_training_batches_are_shuffled_differently_in_each_run(folder):
+def test_training_order_differs_between_runs(folder):
     reference.write_numbered(folder, [200] * 5)
     orders = []
     for _ in range(2):
@@ -357,7 +364,7 @@ def test_training_batches_are_shuffled_differently_in_each_run(folder):
     assert first != second
 
 
-def test_40_percent_of_an_epoch_stay_in_the_training_queue(folder):
+def test_training_queue_keeps_40_percent_of_epoch(folder):
     reference.write_numbered(folder, [40] * 5)
     images, _ = cifar10_input.distorted_inputs(str(folder), 10)
     files, examples = tf.get_collection(tf.GraphKeys.QUEUE_RUNNERS)
@@ -374,7 +381,7 @@ def test_40_percent_of_an_epoch_stay_in_the_training_queue(folder):
         assert session.run(examples.queue.size()) == 80
 
 
-def test_the_training_queue_of_cifar_10_holds_20000_images_and_16_threads_fill_it(folder, capsys):
+def test_training_queue_has_20000_images_and_16_threads(folder, capsys):
     reference.write_zeros(folder, 10000)
     cifar10_input.distorted_inputs(str(folder), 128)
     assert capsys.readouterr().out == (
@@ -389,6 +396,25 @@ def test_the_training_queue_of_cifar_10_holds_20000_images_and_16_threads_fill_i
 
 
 # --- Evaluation input --------------------------------------------------------
+
+
+def test_evaluation_batches_are_whole_and_endless(folder):
+    reference.write_numbered(folder, [25], ['test_batch.bin'])
+    FLAGS.batch_size = 10
+    images, labels = cifar10.inputs(eval_data=True)
+    assert images.shape.as_list() == [10, 24, 24, 3] and labels.shape.as_list() == [10]
+    seen = collections.Counter()
+    with initialized() as session:  # No local variables.
+        coordinator = tf.train.Coordinator()
+        threads = tf.train.start_queue_runners(session, coordinator)
+        for _ in range(20):  # Eight epochs.
+            batch, batch_labels = session.run([images, labels])
+            numbers = reference.numbers_of(batch)
+            np.testing.assert_array_equal(batch_labels, numbers % 10)
+            seen.update(numbers)
+        coordinator.request_stop()
+        coordinator.join(threads)
+    assert set(seen) == set(range(25)) and sum(seen.values()) == 200
 
 
 def one_pass(images, labels):
@@ -411,12 +437,10 @@ def one_pass(images, labels):
     ],
     ids=['training set', 'whole batches', 'less than a batch'],
 )
-def test_evaluation_gives_each_record_exactly_once(
-    folder, eval_data, names, counts, batch_size, sizes
-):
+def test_one_epoch_returns_each_record_once(folder, eval_data, names, counts, batch_size, sizes):
     reference.write_zeros(folder, 3, reference.DATA_FILES)
     reference.write_numbered(folder, counts, names)
-    images, labels = cifar10_input.inputs(eval_data, str(folder), batch_size)
+    images, labels = cifar10_input.inputs(eval_data, str(folder), batch_size, num_epochs=1)
     assert (images.dtype, images.shape.as_list()) == (tf.float32, [None, 24, 24, 3])
     assert (labels.dtype, labels.shape.as_list()) == (tf.int32, [None])
     ops = tf.get_default_graph().get_operations()
@@ -435,10 +459,20 @@ def test_evaluation_images_are_standardized_central_crops(folder):
     pixels = reference.random_images(10)
     (folder / 'test_batch.bin').write_bytes(reference.records(pixels, range(10)))
     FLAGS.batch_size = 4
-    images, labels, sizes = one_pass(*cifar10.inputs(eval_data=True))
+    images, labels, sizes = one_pass(*cifar10.inputs(eval_data=True, num_epochs=1))
     assert sizes == [4, 4, 2]
     expected = reference.standardize(pixels[:, 4:28, 4:28])
     np.testing.assert_allclose(images[np.argsort(labels)], expected, atol=1e-4)
+
+
+def test_ten_views_are_center_corners_and_mirror_images():
+    pixels = reference.random_images(3)
+    views = evaluate(cifar10_input.fixed_views(tf.constant(pixels), 10))
+    assert views.shape == (3, 10, 24, 24, 3)
+    for i, (y, x) in enumerate([(4, 4), (0, 0), (0, 8), (8, 0), (8, 8)]):
+        window = pixels[:, y : y + 24, x : x + 24]
+        np.testing.assert_array_equal(views[:, i], window)
+        np.testing.assert_array_equal(views[:, i + 5], window[:, :, ::-1])
 
 
 # --- The model ---------------------------------------------------------------
@@ -450,12 +484,22 @@ def example_batch(n, seed=0):
     return images, np.random.RandomState(seed).randint(0, 10, n).astype(np.int32)
 
 
+def batches_of(images, labels):
+    """cifar10 as a model whose training input is these images, in this order, endlessly."""
+
+    def distorted_inputs():
+        tensors = [tf.constant(images), tf.constant(labels)]
+        return tf.train.batch(tensors, FLAGS.batch_size, enqueue_many=True)
+
+    return types.SimpleNamespace(**dict(vars(cifar10), distorted_inputs=distorted_inputs))
+
+
 def set_variables(session, values):
     for variable in tf.trainable_variables():
         variable.load(values[variable.op.name], session)
 
 
-def test_the_model_has_1068298_parameters_in_ten_float32_variables_on_the_cpu():
+def test_model_has_1068298_parameters_on_cpu():
     with tf.device('/gpu:0'):
         cifar10.inference(tf.zeros([1, 24, 24, 3]))
     variables = tf.trainable_variables()
@@ -467,7 +511,7 @@ def test_the_model_has_1068298_parameters_in_ten_float32_variables_on_the_cpu():
     assert {variable.device for variable in variables} == {'/device:CPU:0'}
 
 
-def test_weights_start_from_truncated_normals_and_biases_from_constants():
+def test_initial_values_follow_their_distributions():
     cifar10.inference(tf.zeros([1, 24, 24, 3]))
     with initialized() as session:
         values = session.run({variable.op.name: variable for variable in tf.trainable_variables()})
@@ -486,7 +530,7 @@ def test_weights_start_from_truncated_normals_and_biases_from_constants():
 
 
 @pytest.mark.parametrize('scale', [{}, dict(conv1=100, conv2=10)], ids=['initial', 'large'])
-def test_logits_are_those_of_numpy(scale):
+def test_logits_match_numpy(scale):
     images = tf.placeholder(tf.float32, [None, 24, 24, 3])
     logits = cifar10.inference(images)
     assert logits.shape.as_list() == [None, 10] and logits.dtype == tf.float32
@@ -500,15 +544,42 @@ def test_logits_are_those_of_numpy(scale):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 
 
+@pytest.mark.parametrize('name', ['conv1', 'conv2', 'local3', 'local4', 'softmax_linear'])
+def test_output_of_each_layer_is_named_after_it(name):
+    cifar10.inference(np.zeros([2, 24, 24, 3]))
+    graph = tf.get_default_graph()
+    output = graph.get_tensor_by_name(f'{name}/{name}:0')
+    tags = {tag for tag, _ in summary_tags()}
+    assert f'{name}/activations' in tags and f'{name}/sparsity' in tags
+    expected = 'Identity' if name == 'softmax_linear' else 'Relu'
+    assert output.op.type == expected and output.shape.as_list()[0] == 2
+
+
+def summary_tags():
+    """(tag, kind) of all summaries in the default graph."""
+    with initialized() as session:
+        summary = tf.Summary.FromString(session.run(tf.summary.merge_all()))
+    return [(value.tag, value.WhichOneof('value')) for value in summary.value]
+
+
+def test_assigned_number_of_classes_counts(folder, monkeypatch):
+    (folder / 'batches.meta.txt').write_text('left\nright\n')
+    assert cifar10.inference(tf.zeros([1, 24, 24, 3])).shape.as_list() == [1, 2]
+    monkeypatch.setattr(cifar10, 'NUM_CLASSES', 6)
+    with tf.Graph().as_default():
+        assert cifar10.inference(tf.zeros([1, 24, 24, 3])).shape.as_list() == [1, 6]
+
+
 @pytest.mark.parametrize('scale', [0.1, 1, 30, 1000])
-def test_normalization_is_that_of_numpy_and_its_gradient_that_of_tensorflow(scale):
+def test_normalization_matches_numpy_and_tensorflow(scale):
     random = np.random.RandomState(0)
     values, upstream = random.normal(0, 1, [2, 2, 3, 3, 20])
     values *= scale
     if scale > 10:  # The normalizer is far from 1.
         assert np.median(abs(reference.normalization(values) / values)) < 0.9
     x, dy = tf.constant(values, tf.float32), tf.constant(upstream, tf.float32)
-    y = local_response_normalization(x, 'norm1')
+    y = cifar10.local_response_normalization('norm1', x)
+    assert y.name == 'norm1:0'
     built_in = tf.nn.local_response_normalization(x, 4, 1.0, 0.001 / 9.0, 0.75)
     y, dx, expected = evaluate([y, tf.gradients(y, x, dy)[0], tf.gradients(built_in, x, dy)[0]])
 
@@ -519,7 +590,7 @@ def test_normalization_is_that_of_numpy_and_its_gradient_that_of_tensorflow(scal
 # --- Loss --------------------------------------------------------------------
 
 
-def test_the_loss_is_the_cross_entropy_plus_decay_of_local3_and_local4():
+def test_loss_is_cross_entropy_plus_decay():
     batch, labels = example_batch(6)
     logits = cifar10.inference(tf.constant(batch))
     total_loss = cifar10.loss(logits, tf.constant(labels))
@@ -534,15 +605,21 @@ def test_the_loss_is_the_cross_entropy_plus_decay_of_local3_and_local4():
     np.testing.assert_allclose(total_loss, expected, rtol=1e-4)
 
 
-def test_training_starts_at_the_loss_of_ten_equal_chances_plus_the_decay():
+@pytest.mark.parametrize('scope', ['', 'cost', 'tower_0', 'tower_12 cost'])
+@pytest.mark.parametrize('dtype', [np.uint8, np.int64])
+def test_first_loss_is_4_68(scope, dtype):
     batch, labels = example_batch(128)
-    total_loss = cifar10.loss(cifar10.inference(tf.constant(batch)), tf.constant(labels))
+    tf.add_to_collection('losses', tf.constant(1000.0 if 'tower' in scope else 0.0))
+    with contextlib.ExitStack() as scopes:
+        for name in scope.split():
+            scopes.enter_context(tf.name_scope(name))
+        total_loss = cifar10.loss(cifar10.inference(batch), labels.astype(dtype))
     squares = (2304 * 384 + 384 * 192) * (0.8796 * 0.04) ** 2
     with initialized() as session:
         assert abs(session.run(total_loss) - (np.log(10) + 0.002 * squares)) < 0.1
 
 
-def test_gradients_of_the_loss_are_those_of_finite_differences():
+def test_gradients_match_finite_differences():
     batch, labels = example_batch(2)
     total_loss = cifar10.loss(cifar10.inference(tf.constant(batch)), tf.constant(labels))
     gradients = {
@@ -576,18 +653,18 @@ def test_gradients_of_the_loss_are_those_of_finite_differences():
 
 # --- Training ----------------------------------------------------------------
 
-Toy = collections.namedtuple('Toy', ['global_step', 'x', 'train_op'])
+LinearLoss = collections.namedtuple('LinearLoss', ['global_step', 'x', 'train_op'])
 
 
-def toy(slope):
-    """A step of training on the loss sum(slope * x)."""
+def linear_loss(slope):
+    """A training step on the loss sum(slope * x)."""
     global_step = tf.train.get_or_create_global_step()
     x = tf.get_variable('x', [3], initializer=tf.zeros_initializer())
-    return Toy(global_step, x, cifar10.train(tf.reduce_sum(slope * x), global_step))
+    return LinearLoss(global_step, x, cifar10.train(tf.reduce_sum(slope * x), global_step))
 
 
 def assert_tenfold_drops(toy, boundary):
-    """Does the learning rate drop with each `boundary` steps? The slope has to be 1."""
+    """Does the learning rate drop every `boundary` steps? The slope has to be 1."""
     with initialized() as session:
         for step, rate in [
             (0, 0.1),
@@ -609,19 +686,28 @@ def assert_tenfold_drops(toy, boundary):
     'records_per_file, batch_size, boundary',
     [(10000, 128, 136718), (10000, 100, 175000), (20, 10, 3500)],
 )
-def test_the_learning_rate_drops_tenfold_every_350_epochs(
-    folder, records_per_file, batch_size, boundary
-):
+def test_learning_rate_drops_every_350_epochs(folder, records_per_file, batch_size, boundary):
     reference.write_zeros(folder, records_per_file)
     FLAGS.batch_size = batch_size
-    assert_tenfold_drops(toy([1.0, 1.0, 1.0]), boundary)
+    assert_tenfold_drops(linear_loss([1.0, 1.0, 1.0]), boundary)
 
 
-def test_averages_follow_their_formula_after_the_step(folder):
+@pytest.mark.parametrize('dtype', [tf.int32, tf.float32])
+def test_learning_rate_follows_assigned_epoch_without_data_files(folder, monkeypatch, dtype):
+    monkeypatch.setattr(cifar10, 'NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN', 1000)
+    FLAGS.batch_size = 100
+    zero = tf.zeros_initializer()
+    global_step = tf.get_variable('my_step', [], dtype, zero, trainable=False)
+    x = tf.get_variable('x', [3], initializer=zero)
+    train_op = cifar10.train(tf.reduce_sum(x), global_step)
+    assert_tenfold_drops(LinearLoss(global_step, x, train_op), 3500)
+
+
+def test_averages_follow_updated_variables(folder):
     reference.write_zeros(folder, 1000)
     FLAGS.batch_size = 1  # The learning rate stays at 0.1.
     slope = np.array([1.0, -2.0, 30.0])
-    global_step, x, train_op = toy(slope.astype(np.float32))
+    global_step, x, train_op = linear_loss(slope.astype(np.float32))
     variables = {variable.op.name: variable for variable in tf.global_variables()}
     average = variables['x/ExponentialMovingAverage']
     with initialized() as session:
@@ -642,7 +728,7 @@ def test_averages_follow_their_formula_after_the_step(folder):
         np.testing.assert_allclose(session.run(average), 0.0001 * -0.1 * slope, rtol=1e-3)
 
 
-def test_a_step_is_plain_gradient_descent(folder):
+def test_step_is_gradient_descent(folder):
     reference.write_zeros(folder, 1)
     batch, labels = example_batch(8)
     loss = cifar10.loss(cifar10.inference(tf.constant(batch)), tf.constant(labels))
@@ -661,7 +747,7 @@ def test_a_step_is_plain_gradient_descent(folder):
 
 
 @both_trainers
-def test_four_hues_are_learnt_from_files(tmp_path, monkeypatch, trainer, num_gpus):
+def test_training_learns_four_hues(tmp_path, monkeypatch, trainer, num_gpus):
     labels = np.arange(200) % 4
     angle = 2 * np.pi * (labels[:, np.newaxis] / 4 + np.arange(3) / 3)
     colours = 128 + 60 * np.cos(angle)[:, np.newaxis, np.newaxis]
@@ -671,11 +757,11 @@ def test_four_hues_are_learnt_from_files(tmp_path, monkeypatch, trainer, num_gpu
     # With so few images the usual rate of 0.1 kills a layer in one run of ten.
     monkeypatch.setattr(cifar10, 'INITIAL_LEARNING_RATE', 0.02)
     FLAGS.num_gpus, FLAGS.batch_size = num_gpus, 16 // num_gpus
-    step = trainer.build_step(tf.train.get_or_create_global_step())
-    assert step.num_images == 16
+    train_op, loss, images_per_step = trainer.build(cifar10)
+    assert images_per_step == 16
     with running() as session:
-        losses = [session.run([step.loss, step.train_op])[0] for _ in range(60)]
-    # Who only learns that there are four classes gains log(10) - log(4), not even 1.
+        losses = [session.run([loss, train_op])[0] for _ in range(60)]
+    # A network that only learns that there are four classes gains log(10) - log(4), less than 1.
     assert losses[0] - np.mean(losses[-10:]) > 1.8
 
 
@@ -687,16 +773,11 @@ def tower_ops(i):
     return [op for op in ops if op.name.startswith(f'tower_{i}/')]
 
 
-def test_each_tower_takes_images_of_its_own(folder, monkeypatch):
-    def distorted_inputs():
-        numbers = tf.train.range_input_producer(10000, shuffle=False).dequeue_many(4)
-        pixels = tf.reshape(tf.cast(numbers, tf.float32), [-1, 1, 1, 1])
-        return pixels * tf.ones([4, 24, 24, 3]), numbers % 10
-
-    reference.write_zeros(folder, 1)
-    monkeypatch.setattr(cifar10, 'distorted_inputs', distorted_inputs)
+def test_towers_get_different_batches(folder):
+    numbers = np.arange(400)
+    images = np.ones([400, 24, 24, 3], np.float32) * numbers[:, np.newaxis, np.newaxis, np.newaxis]
     FLAGS.num_gpus, FLAGS.batch_size = 2, 4
-    step = cifar10_multi_gpu_train.build_step(tf.train.get_or_create_global_step())
+    _, loss, _ = cifar10_multi_gpu_train.build(batches_of(images, (numbers % 10).astype(np.int32)))
     taken = []  # Of each tower: images and labels.
     for i in range(2):
         ops = {op.type: op for op in tower_ops(i)}
@@ -706,7 +787,7 @@ def test_each_tower_takes_images_of_its_own(folder, monkeypatch):
     seen = []
     with running() as session:
         for _ in range(10):
-            batches, _ = session.run([taken, step.loss])
+            batches, _ = session.run([taken, loss])
             for images, labels in batches:
                 numbers = images[:, 0, 0, 0].astype(int)
                 np.testing.assert_array_equal(labels, numbers % 10)
@@ -714,37 +795,26 @@ def test_each_tower_takes_images_of_its_own(folder, monkeypatch):
     assert sorted(seen) == list(range(80))  # Two towers of 4, ten times: none twice or lost.
 
 
-def batches_of(images, labels):
-    """Stands in for cifar10.distorted_inputs: these images, in this order, endlessly."""
-
-    def inputs():
-        tensors = [tf.constant(images), tf.constant(labels)]
-        return tf.train.batch(tensors, FLAGS.batch_size, enqueue_many=True)
-
-    return inputs
-
-
-def losses_and_variables(trainer, steps, values):
-    """The losses of some steps from these values, averages too; and the variables after them."""
+def losses_and_variables(trainer, model, steps, values):
+    """The losses of some steps that start from these values, and the variables after them."""
     with tf.Graph().as_default():
-        step = trainer.build_step(tf.train.get_or_create_global_step())
+        train_op, loss, _ = trainer.build(model)
         variables = {variable.op.name: variable for variable in tf.global_variables()}
         with running() as session:
             for name, value in values.items():
                 variables[name].load(value, session)
                 variables[name + reference.AVERAGE].load(value, session)
-            losses = [session.run([step.loss, step.train_op])[0] for _ in range(steps)]
+            losses = [session.run([loss, train_op])[0] for _ in range(steps)]
             return losses, session.run(variables)
 
 
-def test_two_towers_do_what_one_does_with_a_batch_of_twice_the_size(folder, monkeypatch):
-    reference.write_zeros(folder, 1)
+def test_two_towers_equal_one_with_double_batch(folder):
     values = reference.random_variables()
-    monkeypatch.setattr(cifar10, 'distorted_inputs', batches_of(*example_batch(8)))
+    model = batches_of(*example_batch(8))
     FLAGS.batch_size = 8
-    one_losses, one = losses_and_variables(cifar10_train, 3, values)
+    one_losses, one = losses_and_variables(cifar10_train, model, 3, values)
     FLAGS.num_gpus, FLAGS.batch_size = 2, 4
-    two_losses, two = losses_and_variables(cifar10_multi_gpu_train, 3, values)
+    two_losses, two = losses_and_variables(cifar10_multi_gpu_train, model, 3, values)
     assert len(set(one_losses)) == 3
     np.testing.assert_allclose(one_losses, two_losses, rtol=1e-4)
     assert one['global_step'] == two['global_step'] == 3
@@ -754,10 +824,10 @@ def test_two_towers_do_what_one_does_with_a_batch_of_twice_the_size(folder, monk
             np.testing.assert_allclose(two[each], one[each], rtol=1e-5, atol=atol, err_msg=each)
 
 
-def test_towers_compute_on_their_gpus_and_the_cpu_averages_and_updates(folder):
+def test_towers_compute_on_gpus_and_cpu_updates(folder):
     reference.write_zeros(folder, 1)
     FLAGS.num_gpus = 2
-    cifar10_multi_gpu_train.build_step(tf.train.get_or_create_global_step())
+    cifar10_multi_gpu_train.build(cifar10)
     for i in range(2):
         on_gpu = {op.type for op in tower_ops(i) if op.device == f'/device:GPU:{i}'}
         elsewhere = {op.type for op in tower_ops(i) if op.device != f'/device:GPU:{i}'}
@@ -773,18 +843,37 @@ def test_towers_compute_on_their_gpus_and_the_cpu_averages_and_updates(folder):
     assert {op.device for op in averages + updates} == {'/device:CPU:0'}
 
 
-def test_the_epochs_of_two_towers_are_half_as_many_steps(folder, monkeypatch):
-    def tower_loss(batches):
+def test_two_towers_halve_steps_per_epoch(folder, monkeypatch):
+    def tower_loss(model, batches):
         return tf.reduce_sum(tf.get_variable('x', [3], initializer=tf.zeros_initializer()))
 
     reference.write_zeros(folder, 10000)
     monkeypatch.setattr(cifar10_multi_gpu_train, 'tower_loss', tower_loss)
     FLAGS.num_gpus, FLAGS.batch_size = 2, 128
-    global_step = tf.train.get_or_create_global_step()
-    step = cifar10_multi_gpu_train.build_step(global_step)
+    train_op, _, _ = cifar10_multi_gpu_train.build(cifar10)
     (x,) = tf.trainable_variables()
     # 350 * 50,000 / (2 * 128) = 68,359.375.
-    assert_tenfold_drops(Toy(global_step, x, step.train_op), 68359)
+    assert_tenfold_drops(LinearLoss(tf.train.get_global_step(), x, train_op), 68359)
+
+
+def test_summaries_of_two_towers_have_the_tags_of_one(folder):
+    reference.write_zeros(folder, 2)
+    FLAGS.batch_size = 1
+    tags = []
+    for trainer, num_gpus in (cifar10_train, 1), (cifar10_multi_gpu_train, 2):
+        FLAGS.num_gpus = num_gpus
+        with tf.Graph().as_default():
+            trainer.build(cifar10)
+            ops = [tensor.op for tensor in tf.get_collection(tf.GraphKeys.SUMMARIES)]
+            with initialized() as session:
+                names = session.run([op.inputs[0] for op in ops if op.type != 'ImageSummary'])
+            tags.append({name.decode() for name in names if not name.startswith(b'input/')})
+    assert tags[0] == tags[1]
+    layers = {tag.split('/')[0] for tag in tags[0] if tag.endswith('/sparsity')}
+    assert layers == set(reference.LAYERS)
+    assert tags[0] >= {'learning_rate', 'losses/total_loss', 'losses/total_loss_raw'}
+    assert tags[0] >= {'losses/cross_entropy', 'losses/local3/weight_loss_raw'}
+    assert tags[0] >= {'conv1/weights/values', 'conv1/weights/gradients'}
 
 
 # --- Checkpoints -------------------------------------------------------------
@@ -792,7 +881,7 @@ def test_the_epochs_of_two_towers_are_half_as_many_steps(folder, monkeypatch):
 
 @pytest.fixture
 def loss_scaling(monkeypatch):
-    """What --use_fp16 does on a GPU that has float16; the rewrite finds none here."""
+    """Makes --use_fp16 do what it does on a GPU with float16. The rewrite finds no GPU here."""
     monkeypatch.setattr(devices, 'half_precision', lambda use_fp16: 'float16')
     yield
     tf.train.experimental.disable_mixed_precision_graph_rewrite()
@@ -800,16 +889,14 @@ def loss_scaling(monkeypatch):
 
 @both_trainers
 @pytest.mark.parametrize('precision', ['float32', 'float16'])
-def test_a_checkpoint_holds_exactly_the_21_variables(
-    folder, request, tmp_path, trainer, num_gpus, precision
-):
+def test_checkpoint_has_21_variables(folder, request, tmp_path, trainer, num_gpus, precision):
     if precision == 'float16':
         request.getfixturevalue('loss_scaling')
     reference.write_zeros(folder, 2)
     FLAGS.num_gpus, FLAGS.batch_size = num_gpus, 2
-    trainer.build_step(tf.train.get_or_create_global_step())
+    trainer.build(cifar10)
     with initialized() as session:
-        path = tf.train.Saver().save(session, str(tmp_path / 'model.ckpt'))
+        path = checkpoints.Saver(5).save(session, str(tmp_path / 'model.ckpt'))
     values = reference.read_checkpoint(path)
     assert sorted(values) == reference.CHECKPOINT_NAMES and len(values) == 21
     assert values['global_step'] == 0 and values['global_step'].dtype == np.int64
@@ -822,11 +909,11 @@ def test_a_checkpoint_holds_exactly_the_21_variables(
 # --- 16 bits -----------------------------------------------------------------
 
 
-def test_a_step_with_gradients_that_overflow_is_skipped(folder, loss_scaling):
+def test_overflowing_step_is_skipped(folder, loss_scaling):
     reference.write_zeros(folder, 1)
     slope = tf.placeholder(tf.float32, [3])
-    global_step, x, train_op = toy(slope)
-    summary = tf.summary.merge_all()  # A histogram of what is not finite would be an error.
+    global_step, x, train_op = linear_loss(slope)
+    summary = tf.summary.merge_all()  # tf.summary.histogram() raises if a value is not finite.
     with initialized() as session:
         for value, expected_x, expected_step in [
             ([1, 2, 3], [-0.1, -0.2, -0.3], 1),
@@ -840,7 +927,7 @@ def test_a_step_with_gradients_that_overflow_is_skipped(folder, loss_scaling):
             assert session.run(global_step) == expected_step
 
 
-def test_16_bits_are_used_only_where_they_are_to_be_had(monkeypatch):
+def test_half_precision_depends_on_hardware(monkeypatch):
     bfloat16 = 'bfloat16' if tf.__version__.startswith('2.') else None  # 1.15 has none for CPUs.
     for use_fp16, gpu, cpu, expected in [
         (False, (8, 0), 'avx512_bf16', None),
@@ -862,7 +949,7 @@ def test_16_bits_are_used_only_where_they_are_to_be_had(monkeypatch):
         assert devices.half_precision(use_fp16) == expected, (use_fp16, gpu, cpu)
 
 
-def test_bfloat16_changes_the_logits_by_a_rounding_error_and_no_more():
+def test_bfloat16_logits_are_close_to_float32():
     if devices.half_precision(use_fp16=True) != 'bfloat16':
         pytest.skip('no bfloat16 on this machine or in this TensorFlow')
     batch, _ = example_batch(16)
@@ -881,7 +968,7 @@ def test_bfloat16_changes_the_logits_by_a_rounding_error_and_no_more():
 
 
 @pytest.mark.parametrize('network', ['random', 'zero'])
-def test_a_prediction_is_right_where_the_largest_logit_is_that_of_the_label(folder, network):
+def test_prediction_is_largest_logit(folder, network):
     images = reference.rectangle_images(30)
     values = reference.random_variables(conv1=10, conv2=10)
     if network == 'zero':  # All ten logits are equal: the prediction is class 0, not every class.
@@ -890,10 +977,10 @@ def test_a_prediction_is_right_where_the_largest_logit_is_that_of_the_label(fold
     assert network == 'zero' or len(set(predicted)) > 2
     labels = np.where(np.arange(30) < 9, predicted, (predicted + 1) % 10)
     (folder / 'test_batch.bin').write_bytes(reference.records(images, labels))
-    right = cifar10_eval.correct_predictions()
+    is_correct = cifar10_eval.correct_predictions(cifar10)
     with running() as session:
         set_variables(session, values)
-        right = session.run(right)
+        right = session.run(is_correct)
     assert right.shape == (30,) and np.count_nonzero(right) == 9
 
 

@@ -32,6 +32,17 @@ def open_run():
     return training.open_run(folder, FLAGS.max_steps, cifar10.class_names())
 
 
+def build(model):
+    """Builds the graph for one device. Returns the op that does a step, its loss, its images."""
+    with tf.device('/cpu:0'):
+        global_step = tf.train.get_or_create_global_step()
+    images, labels = model.distorted_inputs()
+    logits = model.inference(images)
+    loss = model.loss(logits, labels)
+    train_op = model.train(loss, global_step)
+    return train_op, loss, FLAGS.batch_size
+
+
 def train(model=cifar10):
     """Trains a model, a module or object with the functions of cifar10, up to --max_steps.
 
@@ -39,13 +50,7 @@ def train(model=cifar10):
     """
     with open_run() as run, tf.Graph().as_default():
         if not run.is_finished:
-            with tf.device('/cpu:0'):
-                global_step = tf.train.get_or_create_global_step()
-            images, labels = model.distorted_inputs()
-            logits = model.inference(images)
-            loss = model.loss(logits, labels)
-            train_op = model.train(loss, global_step)
-            loop(run, train_op, loss, FLAGS.batch_size)
+            loop(run, *build(model))
     return run.status
 
 
