@@ -58,7 +58,7 @@ def num_classes():
 
 def maybe_download_and_extract():
     """Makes sure that --data_dir holds the data set, or raises a UserError that says what to do."""
-    dataset.maybe_download_and_extract(FLAGS.data_dir, cifar10_input.RECORD_BYTES, DATA_URL)
+    dataset.maybe_download_and_extract(cifar10_input.RECORD_BYTES, DATA_URL)
 
 
 def distorted_inputs():

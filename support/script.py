@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import ctypes
 import fcntl
 import os
 import re
@@ -137,7 +138,14 @@ def locked(folder, busy, wait=False):
         yield Lock(folder, file)
 
 
-# --- Signals -------------------------------------------------------------------
+# --- Processes and signals -------------------------------------------------------------------
+
+
+def die_with_parent():
+    """For preexec_fn of subprocess.Popen: Linux kills the child when this process ends."""
+    if sys.platform == 'linux':
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class StopSignals:
