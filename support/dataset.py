@@ -170,8 +170,9 @@ def _expect_no_records_elsewhere(data_dir):
     escaped = glob.escape(data_dir)
     for pattern in '*.bin', '*/*.bin', f'*/{FOLDER}/*.bin':
         for path in sorted(glob.glob(os.path.join(escaped, pattern))):
-            if os.path.basename(path) in SHA256:
-                found = os.path.dirname(os.path.abspath(path))
+            found = os.path.dirname(os.path.abspath(path))
+            is_right = found == os.path.join(os.path.abspath(data_dir), FOLDER)
+            if os.path.basename(path) in SHA256 and not is_right:
                 if os.path.basename(found) == FOLDER:
                     fix = f'Use --data_dir={os.path.dirname(found)}.'
                 else:
@@ -207,8 +208,7 @@ def _check_records(path, record_bytes, num_classes):
     if wrong.size:
         raise script.UserError(
             f'{path}: record {wrong[0]} has the label {labels[wrong[0]]}, but labels range from 0 '
-            f'to {num_classes - 1}. Correct the file, or {CLASS_NAMES_FILE} next to it, which lists '
-            'the class names.'
+            f'to {num_classes - 1}. Correct the file, or the class names in {CLASS_NAMES_FILE}.'
         )
 
 

