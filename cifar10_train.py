@@ -66,7 +66,7 @@ def loop(run, train_op, loss, images_per_step, master=''):
     """
     # Read after the update: a read at the same time could give the value before or after it.
     with tf.control_dependencies([train_op]):
-        steps_done = tf.identity(tf.train.get_global_step())
+        steps_done = tf.train.get_global_step().read_value()
     config = devices.session_config(FLAGS.use_fp16, FLAGS.log_device_placement)
     step = logged = run.step
     logged_at = time.monotonic()

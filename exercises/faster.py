@@ -58,6 +58,8 @@ from support import checkpoints, devices, script
 
 import tensorflow.compat.v1 as tf
 
+tf.enable_resource_variables()  # Muon reads and updates them by their handles.
+
 FLAGS = tf.flags.FLAGS
 RATE = 0.01  # The highest.
 WARM_UP = 0.05  # Part of the steps.

@@ -67,5 +67,3 @@ with _default_sigint():
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_v2_behavior()
-# With these, a value that was read does not change when the variable is updated in the same step.
-tf.enable_resource_variables()
