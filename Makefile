@@ -13,7 +13,7 @@ WORKERS    = 1
 PS         = 0
 NAME       = softmax
 
-.PHONY: help env data train eval multi-gpu cluster eval-pretrained predict export convert exercise record tensorboard test soak lint bench
+.PHONY: help env data train eval multi-gpu cluster eval-pretrained predict export convert exercise experiment record tensorboard test soak lint bench
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...] [EVAL_DIR=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -128,6 +128,8 @@ convert: $(READY) ## a data set of pictures of your own: DATA_DIR=/data/mine ARG
 	$(RUN) cifar10_convert.py $(if $(filter command,$(origin DATA_DIR)),$(DATA)) $(ARGS)
 exercise: $(ENV)/exercises ## the tutorial's exercises, solved: NAME=softmax, or another in exercises/
 	$(RUN) exercises/$(NAME).py $(if $(filter command,$(origin DATA_DIR)),$(DATA)) $(ARGS)
+experiment: $(READY) ## train and evaluate by another recipe: NAME=faster, or another in experiments/
+	$(RUN) -m experiments.$(NAME) $(DATA) $(ARGS)
 tensorboard: $(READY) ## show the training and the evaluation in the browser
 	$(RUN) -W ignore -m tensorboard.main --host localhost --logdir$(if $(filter 2,$(CHOICE)),_spec) "train:$(TRAIN_DIR),eval:$(EVAL_DIR)" $(ARGS)
 record: $(ENV)/pictures ## tables, pictures and a small model of the run in TRAIN_DIR

@@ -53,7 +53,7 @@ def draw_losses(rows):
             label=label + ', last batch alone',
         )
     decay = column(rows, 'local3/weight_loss') + column(rows, 'local4/weight_loss')
-    if np.isfinite(decay).any():  # exercises/faster.py decays weights apart from the loss.
+    if np.isfinite(decay).any():  # experiments/faster.py: the decay is not in the loss.
         axes.plot(steps, decay, label='weight decay', linewidth=1)
     axes.set(xlabel='step', yscale='log')
     for set_formatter in axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter:

@@ -4,14 +4,13 @@ import json
 import os
 import re
 
-from absl.testing import flagsaver
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_input
-from exercises import faster, locally_connected, softmax
+from exercises import locally_connected, softmax
 from tests import harness
 from tests import reference
 
@@ -160,91 +159,3 @@ def test_street_numbers_writes_digits_as_svhn_does(tmp_path):
     np.testing.assert_array_equal(train['y'][:5, 0], digits.target[1:6])
     pixels = test['X'][::4, ::4, 1, 7] * (16 / 255)
     np.testing.assert_allclose(pixels, digits.images[42], atol=0.07)
-
-
-def test_the_better_recipe_trains_the_same_network(exercise, tmp_path):
-    said = exercise('faster', '--max_steps=2', f'--train_dir={tmp_path}')
-    assert numbers(r': step 0, loss = (\S+)', said) == pytest.approx([2.3], abs=0.1)
-    assert len(numbers(r'precision @ 1 = (\S+) \(', said)) == 2
-    values = reference.read_checkpoint(f'{tmp_path}/model.ckpt-2')
-    for name, (shape, _) in reference.MODEL.items():
-        assert list(values[name].shape) == shape
-
-
-@pytest.mark.parametrize('shape', [(75, 40), (40, 75)])
-def test_orthogonalizing_makes_singular_values_alike(shape):
-    random = np.random.RandomState(4).normal(size=shape)
-    left, _, right = np.linalg.svd(random, full_matrices=False)
-    before = np.geomspace(0.02, 0.6, 40)
-    before[0] = 1e-3  # Too small.
-    matrix = left @ np.diag(before) @ right / np.linalg.norm(before)
-    before /= np.linalg.norm(before)
-    with tf.Session() as session:
-        found = session.run(faster.orthogonalize(tf.constant(matrix, tf.float32)))
-    after = np.diag(left.T @ found @ right.T)
-    inside = before > 0.018
-    assert 5 < inside.sum() < 40
-    assert 0.67 < after[inside].min() and after[inside].max() < 1.21
-    assert after[0] / before[0] == pytest.approx(40, rel=0.05)
-    # The directions stay.
-    np.testing.assert_allclose(left @ np.diag(after) @ right, found, atol=1e-3)
-
-
-def test_muon_turns_the_step_of_hidden_weights_alone():
-    """Two steps, the second with another gradient, beside the formulas in NumPy."""
-    random = np.random.RandomState(5)
-    names = 'local3/weights', 'local3/biases', 'softmax_linear/weights'
-    start, first, second = random.normal(size=[3, 3, 6, 4]).astype(np.float32)
-    variables = [tf.get_variable(name, initializer=start[i]) for i, name in enumerate(names)]
-    gradients = tf.placeholder(tf.float32, [3, 6, 4])
-    optimizer = faster.Muon(0.5, faster.MOMENTUM, use_nesterov=True)
-    train = optimizer.apply_gradients(zip(tf.unstack(gradients), variables))
-    matrix = tf.placeholder(tf.float32, [6, 4])
-    orthogonal = faster.orthogonalize(matrix)
-    expected, momentum = start.copy(), np.zeros_like(start)
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        for gradient in first, second:
-            session.run(train, {gradients: gradient})
-            momentum = faster.MOMENTUM * momentum + gradient
-            step = gradient + faster.MOMENTUM * momentum
-            turned = session.run(orthogonal, {matrix: step[0]}) * 1.5**0.5  # 6 rows, 4 columns.
-            step[0] = faster.HIDDEN_RATE * turned + faster.DECAY * expected[0]
-            expected -= 0.5 * step
-        found = session.run(variables)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_rate_of_the_better_recipe_rises_and_falls():
-    step = tf.get_variable('step', [], tf.int64, tf.zeros_initializer(), trainable=False)
-    with flagsaver.flagsaver(max_steps=1000):
-        rate = faster.muon(step, 128)._learning_rate
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        rates = []
-        for done in 0, 49, 50, 525, 999:
-            step.load(done, session)
-            rates.append(session.run(rate))
-    assert rates == pytest.approx([0.0002, 0.01, 0.01, 0.005, 1e-5 / 0.95], rel=1e-3)
-
-
-def test_mixing_gives_each_value_a_part_of_its_opposite():
-    values = np.random.RandomState(6).normal(size=[3, 2, 4, 1]).astype(np.float32)
-    with tf.Session() as session:
-        found = session.run(faster.mix(tf.constant(values)))
-    first, second, third = values
-    np.testing.assert_allclose(found, [first, second, (first + third) / 2], rtol=1e-5)
-    with tf.Session() as session:
-        found = session.run(faster.mix(tf.one_hot([0, 1, 2, 3, 4], 5)))
-    part = 0.75**4 / 2  # Of the last but one.
-    np.testing.assert_allclose(found[3], [0, part, 0, 1 - part, 0], rtol=1e-5)
-
-
-def test_the_loss_of_mixed_and_smoothed_labels():
-    logits = np.array([[3, 1, 0], [0, -2, 5]], np.float32)
-    found = faster.loss(tf.constant(logits), tf.constant([0, 1]))
-    logarithms = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    targets = 0.9 * np.array([[1, 0, 0], [0.5, 0.5, 0]]) + 0.1 / 3
-    with tf.Session() as session:
-        expected = -(targets * logarithms).sum(1).mean()
-        assert session.run(found) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,33 @@
+"""Better recipes and published results, reproduced: each module is a model and a script.
+
+python -m experiments.NAME --use_fp16
+"""
+
+import cifar10
+import cifar10_eval
+import cifar10_train
+from support import devices, flags
+
+FLAGS = flags.FLAGS
+
+
+def train_and_evaluate(model, max_steps, use_moving_averages):
+    """Trains a model, and evaluates it on the test set with one view and with ten.
+
+    Args:
+      model: a module with the functions of cifar10.
+      max_steps, use_moving_averages: the defaults of these flags.
+
+    Returns:
+      The exit status.
+    """
+    FLAGS.set_default('max_steps', max_steps)
+    cifar10.maybe_download_and_extract()
+    print(devices.describe(FLAGS.use_fp16))
+    status = cifar10_train.train(model)
+    if status == 0:
+        FLAGS.set_default('use_moving_averages', use_moving_averages)
+        FLAGS.checkpoint_dir, FLAGS.run_once = FLAGS.train_dir, True
+        for FLAGS.views in '1', '10':
+            cifar10_eval.evaluate(model)
+    return status

@@ -1,0 +1,194 @@
+"""The tutorial's network, unchanged, trained by a better recipe.
+
+    python -m experiments.faster --use_fp16                      40,000 steps
+    python -m experiments.faster --use_fp16 --recipe=short       8,000 steps
+
+Reaches an accuracy of 0.881 ± 0.004 with one view and of 0.897 ± 0.001 with ten after 40,000 steps
+of 128 images: mean and standard deviation of three runs in bfloat16, with TensorFlow 2.21 on an
+AMD EPYC (Zen 4). Two of the runs shared the machine, with one core each, and took 80 minutes; the
+third used both cores and took 49 minutes. The tutorial's recipe reaches 0.853 in as many steps.
+These runs were made at commit f1788d4. orthogonalize() then multiplied larger matrices, and a step
+took about a tenth longer. In exact arithmetic it computed the same.
+
+SHORT
+
+In an earlier version without mixing, 20,000 steps reached 0.873 ± 0.002 and 0.894 ± 0.002 (three
+runs, 45 minutes). It passed 0.86 within 17,400 steps; the tutorial's recipe needs 96,221.
+
+The network and the evaluation are the tutorial's. The differences:
+
+    input       only crops and mirroring; in the long recipe, each image is mixed with another one
+    loss        cross entropy with mixed labels, and a tenth of each label spread over all classes
+    optimizer   Muon for the weights of the four hidden layers, Nesterov momentum for the rest; the
+                rates rise for a twentieth of the steps, then fall linearly to 0
+    decay       of all hidden weights, outside the loss: Muon would orthogonalize its gradient
+    averages    over a hundred steps only, because the rate ends at 0
+
+The settings were chosen by the accuracy on the last 5,000 training images, held out. One run per
+row, so half a point may be chance. Made at commit f1788d4, too:
+
+    8,000 steps                                                   one view  ten views
+        the long recipe, for 8,000 steps                            0.867     0.882
+        MIX_POWER 1: 2.5 times as much of the other image           0.855     0.870
+        no smoothing                                                0.863     0.883
+    8,000 steps, no mixing
+        the short recipe                                            0.860     0.886
+        a square of 8x8 pixels of each image blanked (cutout)       0.854     0.871
+        HIDDEN_RATE 0.4 (a larger cross entropy)                    0.863     0.881
+        ... and DECAY 0.3 for local3 and local4                     0.854     0.871
+        ... and crops of 20 to 30 pixels, scaled to 24              0.858     0.878
+    5,000 steps, no mixing, five orthogonalizing steps
+        HIDDEN_RATE 0.6                                             0.851     0.877
+        HIDDEN_RATE 0.4, no smoothing                               0.854     0.870
+    5,000 steps, no mixing, Nesterov momentum of 0.9 for all
+        rate 0.05, decay 0.002 of local3 and local4, smoothing      0.823     0.840
+        the same, no smoothing                                      0.810     0.840
+        rate 0.02, the tutorial's decay, no smoothing               0.803     0.829
+
+Muon: Keller Jordan and others, 2024, https://kellerjordan.github.io/posts/muon/
+"""
+
+import sys
+
+import cifar10
+import cifar10_input
+import cifar10_train
+from experiments import train_and_evaluate
+from support import devices, flags, script
+from support.compat import tf
+
+STEPS = {'long': 40000, 'short': 8000}  # The rate ends at 0 with the last step.
+RATE = 0.01  # At its highest.
+WARM_UP = 0.05  # Fraction of the steps.
+MOMENTUM = 0.95
+HIDDEN_RATE = 0.8  # The weights that Muon updates: their rate, as a multiple of RATE ...
+DECAY = 0.1  # ... and how fast they shrink, likewise.
+SMOOTHING = 0.1
+MIX_POWER = 4  # The average part of the other image is 1 / 2 / (1 + 4), a tenth.
+MOVING_AVERAGE_DECAY = 0.99
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum('recipe', 'long', sorted(STEPS), 'The recipe; short does not mix images.')
+flags.adopt_module_key_flags(cifar10_train)
+
+
+# --- Input ---------------------------------------------------------------------
+
+
+def crop_and_flip(images):
+    """[n, 32, 32, 3] uint8 -> [n, 24, 24, 3] float32: random crops and mirroring, standardized."""
+    images = cifar10_input.random_crop_and_flip(images)
+    return cifar10_input.standardize(tf.cast(images, tf.float32))
+
+
+def mix(values):
+    """Replaces a part of value i by the same part of value n - 1 - i; values are [n, ...] float32.
+
+    The part rises from 0 for the first value to a half for the last; for most it is small. A batch
+    is shuffled, so the parts need not be random, and images and labels are mixed alike. This is a
+    form of mixup (https://arxiv.org/abs/1710.09412), where the parts are random.
+    """
+    if FLAGS.recipe == 'short':
+        return values
+    part = tf.linspace(0.0, 1.0, tf.shape(values)[0]) ** MIX_POWER / 2
+    part = tf.reshape(part, [-1] + [1] * (values.shape.ndims - 1))
+    return (1 - part) * values + part * tf.reverse(values, axis=[0])
+
+
+def distorted_inputs():
+    """As cifar10.distorted_inputs(), but cropped, mirrored and mixed."""
+    images, labels = cifar10_input.distorted_inputs(
+        cifar10.data_folder(), FLAGS.batch_size, crop_and_flip
+    )
+    with tf.device('/cpu:0'):
+        images = mix(images)
+    tf.summary.image('images', images)
+    return images, labels
+
+
+# --- Network and loss ----------------------------------------------------------
+
+inputs = cifar10.inputs
+inference = cifar10.inference
+
+
+def loss(logits, labels):
+    """The cross entropy of mixed and smoothed labels, without the decay in 'losses'."""
+    targets = mix(tf.one_hot(labels, logits.shape.as_list()[-1]))
+    cross_entropy = tf.losses.softmax_cross_entropy(
+        targets, logits, label_smoothing=SMOOTHING, loss_collection=None
+    )
+    cross_entropy = tf.identity(cross_entropy, name='cross_entropy')
+    tf.add_to_collection('losses', cross_entropy)  # For TensorBoard.
+    return cross_entropy
+
+
+# --- Optimizer -----------------------------------------------------------------
+
+
+def orthogonalize(matrix):
+    """Approximates the nearest orthogonal matrix, whose singular values are all 1.
+
+    Three steps of a Newton-Schulz iteration, x -> x * p(x'x), with a polynomial p that Jordan chose
+    for speed: singular values from 0.018 to 1 end between 0.68 and 1.21, smaller ones grow by a
+    factor of forty. The Gram matrix x'x is small, because our layers have more rows than columns.
+    It commutes with p(x'x) and becomes x'x * p(x'x) ** 2, so x is multiplied only at the end.
+    """
+    x = matrix / (tf.norm(matrix) + 1e-7)
+    gram = tf.matmul(x, x, transpose_a=True)
+    identity = product = tf.eye(matrix.shape.as_list()[1])
+    for _ in range(3):
+        factor = 3.4445 * identity - 4.775 * gram + 2.0315 * tf.matmul(gram, gram)
+        product = tf.matmul(product, factor)
+        gram = tf.matmul(gram, tf.matmul(factor, factor))
+    return tf.matmul(x, product)
+
+
+class Muon(tf.train.MomentumOptimizer):
+    """Nesterov momentum; the step of the hidden layers' weights is made orthogonal."""
+
+    def _resource_apply_dense(self, gradient, variable):
+        name = variable.op.name
+        if not name.endswith('/weights') or name.startswith('softmax_linear'):
+            return super()._resource_apply_dense(gradient, variable)
+        momentum = self.get_slot(variable, 'momentum')
+        # With a rate of 0, only the momentum changes. bfloat16 does not round inside a fused op.
+        update = tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle, accum=momentum.handle, lr=0.0, grad=gradient, momentum=MOMENTUM
+        )
+        with tf.control_dependencies([update]):
+            step = gradient + MOMENTUM * momentum.read_value()
+        step = tf.reshape(step, [-1, variable.shape.as_list()[-1]])
+        rows, columns = step.shape.as_list()
+        with tf.colocate_with(None, ignore_existing=True):  # On the GPU; the variable is not.
+            # Jordan's factor is max(1, columns / rows) ** 0.5, which is 1 for these layers.
+            step = orthogonalize(step) * (rows / columns) ** 0.5
+        change = HIDDEN_RATE * tf.reshape(step, variable.shape) + DECAY * variable
+        return variable.assign_sub(self._learning_rate_tensor * change)
+
+
+def learning_rate(global_step):
+    """Rises to RATE during the first WARM_UP of the steps, then falls linearly to 0."""
+    done = tf.cast(global_step, tf.float32) / FLAGS.max_steps
+    return RATE * tf.minimum((done + 1 / FLAGS.max_steps) / WARM_UP, (1 - done) / (1 - WARM_UP))
+
+
+def train(total_loss, global_step):
+    """Returns the op that updates the variables, and after them their moving averages."""
+    rate = learning_rate(global_step)
+    tf.summary.scalar('learning_rate', rate)
+    muon = devices.scale_loss(Muon(rate, MOMENTUM, use_nesterov=True), FLAGS.use_fp16)
+    average = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY, global_step)
+    with tf.control_dependencies([muon.minimize(total_loss, global_step)]), tf.device('/cpu:0'):
+        update_averages = average.apply(tf.trainable_variables())
+    return tf.group(update_averages, cifar10._loss_summaries(total_loss), name='train')
+
+
+def main(argv=None):
+    FLAGS.set_default('train_dir', '/tmp/cifar10_faster')
+    this_module = sys.modules[__name__]
+    return train_and_evaluate(this_module, STEPS[FLAGS.recipe], use_moving_averages=True)
+
+
+if __name__ == '__main__':
+    script.run(main)

@@ -1,0 +1,282 @@
+"""Tests of the experiments, on small data."""
+
+import os
+import re
+
+from absl.testing import flagsaver
+import numpy as np
+import pytest
+
+import cifar10_input
+from experiments import cuda_convnet, faster
+from support.compat import tf
+from tests import reference
+
+
+@pytest.fixture
+def run_experiment(start, data_dir, tmp_path):
+    """Function that runs two steps of an experiment and returns its output and its checkpoint."""
+
+    def run(name, *flags):
+        folders = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}/train']
+        script = start(
+            f'experiments/{name}.py', *folders, '--batch_size=8', '--max_steps=2', *flags
+        )
+        assert script.wait() == 0, script.stdout + script.stderr
+        return script.stdout, reference.read_checkpoint(f'{tmp_path}/train/model.ckpt-2')
+
+    return run
+
+
+def numbers(pattern, text):
+    return [float(number) for number in re.findall(pattern, text)]
+
+
+def evaluate(*tensors):
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        return session.run(tensors[0] if len(tensors) == 1 else tensors)
+
+
+# --- cuda_convnet --------------------------------------------------------------
+
+
+def test_cuda_convnet_trains_and_evaluates(run_experiment):
+    output, values = run_experiment('cuda_convnet', '--four_files_first')
+    assert numbers(r': step 0, loss = (\S+)', output) == pytest.approx([5.49], abs=0.02)
+    assert len(numbers(r'precision @ 1 = (\S+)', output)) == 2 and '10 views' in output
+    # The variables of the model, and their momentum to resume from.
+    assert values['fc10/weights'].shape == values['fc10/weights/Momentum'].shape == (1152, 10)
+
+
+@pytest.mark.parametrize(
+    'net, parameters, first_loss', [('13pct', 1116490, 5.49), ('11pct', 2112970, 8.68)]
+)
+def test_cuda_convnet_size_and_first_loss(net, parameters, first_loss):
+    images = np.random.RandomState(1).uniform(-120, 120, [4, 24, 24, 3]).astype(np.float32)
+    with flagsaver.flagsaver(net=net):
+        loss = cuda_convnet.loss(cuda_convnet.inference(tf.constant(images)), tf.range(4))
+    assert sum(v.shape.num_elements() for v in tf.trainable_variables()) == parameters
+    assert evaluate(loss) == pytest.approx(first_loss, abs=0.02)
+
+
+def test_cuda_convnet_initial_values_and_decay():
+    with flagsaver.flagsaver(net='11pct'):
+        cuda_convnet.inference(tf.zeros([1, 24, 24, 3]))
+    values = dict(
+        zip([v.op.name for v in tf.trainable_variables()], evaluate(tf.trainable_variables()))
+    )
+    stddevs = {'conv1': 0.0001, 'conv2': 0.01, 'local3': 0.04, 'local4': 0.04, 'fc10': 0.01}
+    for layer, stddev in stddevs.items():
+        weights = values[layer + '/weights']
+        assert weights.std() == pytest.approx(stddev, rel=0.05)
+        assert abs(weights).max() > 2.3 * stddev  # Not truncated at 2.
+        assert not values[layer + '/biases'].any()
+    decays = {term.op.name: term for term in tf.get_collection('losses')}
+    factors = {'local3': 0.004, 'local4': 0.004, 'fc10': 0.01}
+    assert sorted(decays) == sorted(layer + '/weight_loss' for layer in factors)
+    for layer, factor in factors.items():
+        # The initial values differ from run to run, their sum of squares hardly does.
+        expected = factor / 2 * np.square(values[layer + '/weights']).sum()
+        assert evaluate(decays[layer + '/weight_loss']) == pytest.approx(expected, rel=0.05)
+
+
+def test_cuda_convnet_locally_connected_layer_matches_numpy():
+    random = np.random.RandomState(3)
+    images, weights, biases = (
+        random.normal(size=shape).astype(np.float32)
+        for shape in ([2, 3, 4, 5], [3, 4, 9 * 5, 7], [3, 4, 7])
+    )
+    output = cuda_convnet.locally_connected('local', tf.constant(images), 7)
+    with tf.Session() as session:
+        for variable, value in zip(tf.trainable_variables(), (weights, biases)):
+            variable.load(value, session)
+        found = session.run(output)
+    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], 'constant')
+    for y in range(3):
+        for x in range(4):
+            window = padded[:, y : y + 3, x : x + 3].reshape(2, 45)
+            expected = np.maximum(window @ weights[y, x] + biases[y, x], 0)
+            np.testing.assert_allclose(found[:, y, x], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cuda_convnet_update_matches_numpy():
+    """Four steps with known gradients. The rate of the weights drops after the second and third."""
+    random = np.random.RandomState(4)
+    start, gradients = random.normal(size=[2, 3]), random.normal(size=[4, 2, 3])
+    variables = [
+        tf.get_variable(name, initializer=start[i].astype(np.float32))
+        for i, name in enumerate(['local3/weights', 'local3/biases'])
+    ]
+    gradient = tf.placeholder(tf.float32, [2, 3])
+    loss = tf.reduce_sum(gradient * tf.stack(variables))
+    step = tf.train.get_or_create_global_step()
+    steps_before = [0, 1, 46876, 50782]
+    with flagsaver.flagsaver(max_steps=54688):
+        train = cuda_convnet.train(loss, step)
+    expected, change = start.copy(), np.zeros([2, 3])
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        for before, value, rate in zip(steps_before, gradients, [0.001, 0.001, 0.0001, 0.00001]):
+            step.load(before, session)
+            session.run(train, {gradient: value})
+            change = 0.9 * change - np.array([[rate], [0.002]]) * value
+            expected += change
+        assert session.run(step) == steps_before[-1] + 1
+        np.testing.assert_allclose(session.run(variables), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('net, first_drop', [('13pct', 46875), ('11pct', 167968)])
+def test_cuda_convnet_learning_rate_drops_twenty_epochs_before_the_end(net, first_drop):
+    step = tf.placeholder(tf.int64, [])
+    with flagsaver.flagsaver(max_steps=cuda_convnet.NETS[net].steps):
+        rate = cuda_convnet.learning_rate(step)
+    steps = [0, first_drop, first_drop + 1, first_drop + 3900, first_drop + 3910]
+    with tf.Session() as session:
+        rates = [session.run(rate, {step: value}) for value in steps]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+
+
+def raw_images(data_dir, eval_data):
+    """The images in the files, [n, 32, 32, 3] float64."""
+    files = cifar10_input.data_files(eval_data, f'{data_dir}/cifar-10-batches-bin')
+    records = np.concatenate([np.fromfile(path, np.uint8) for path in files]).reshape(-1, 3073)
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).astype(float)
+
+
+@pytest.mark.parametrize('num_views', [1, 10])
+def test_cuda_convnet_inputs_are_crops_minus_the_mean_image(data_dir, num_views):
+    mean = raw_images(data_dir, eval_data=False).mean(axis=0)[4:28, 4:28]
+    with flagsaver.flagsaver(data_dir=data_dir, batch_size=40 * num_views):
+        images, _ = cuda_convnet.inputs(True, num_epochs=1, num_views=num_views)
+    with tf.train.SingularMonitoredSession() as session:
+        found = session.run(images).reshape(40, num_views, -1)
+    raw = raw_images(data_dir, eval_data=True)
+    # The order of the images is up to the threads. View 9 is the mirrored lower right corner.
+    for view, crop in [(0, raw[:, 4:28, 4:28]), (9, raw[:, 8:, 8:][:, :, ::-1])][:num_views]:
+        expected = (crop - mean).reshape(40, -1)
+        np.testing.assert_allclose(
+            found[:, view][np.lexsort(found[:, view].round(2).T)],
+            expected[np.lexsort(expected.round(2).T)],
+            atol=1e-3,
+        )
+
+
+def test_cuda_convnet_distorted_inputs_are_crops_minus_the_mean_image(data_dir):
+    mean = raw_images(data_dir, eval_data=False).mean(axis=0)[4:28, 4:28]
+    with flagsaver.flagsaver(data_dir=data_dir, batch_size=8):
+        images, _ = cuda_convnet.distorted_inputs()
+    with tf.train.SingularMonitoredSession() as session:
+        restored = session.run(images) + mean
+    np.testing.assert_allclose(restored, restored.round(), atol=1e-3)
+    assert restored.min() > -0.5 and restored.max() < 255.5
+
+
+def test_cuda_convnet_four_files_first(data_dir):
+    step = tf.train.get_or_create_global_step()
+    with flagsaver.flagsaver(data_dir=data_dir, four_files_first=True):
+        files = cuda_convnet.training_files()
+    with tf.Session() as session:
+        for value, expected in (0, 4), (31249, 4), (31250, 5):
+            step.load(value, session)
+            names = [os.path.basename(path.decode()) for path in session.run(files)]
+            assert names == [f'data_batch_{i + 1}.bin' for i in range(expected)]
+
+
+# --- faster --------------------------------------------------------------------
+
+
+def test_faster_trains_and_evaluates_the_tutorials_network(run_experiment):
+    output, values = run_experiment('faster')
+    assert numbers(r': step 0, loss = (\S+)', output) == pytest.approx([2.3], abs=0.1)
+    assert len(numbers(r'precision @ 1 = (\S+)', output)) == 2 and '10 views' in output
+    for name, (shape, _) in reference.MODEL.items():
+        assert list(values[name].shape) == shape
+        assert list(values[name + '/ExponentialMovingAverage'].shape) == shape
+
+
+@pytest.mark.parametrize('shape', [(75, 40), (40, 75)])
+def test_faster_orthogonalize_singular_values(shape):
+    random = np.random.RandomState(4).normal(size=shape)
+    left, _, right = np.linalg.svd(random, full_matrices=False)
+    before = np.geomspace(0.02, 0.6, 40)
+    before[0] = 1e-3  # Too small.
+    matrix = left @ np.diag(before) @ right / np.linalg.norm(before)
+    before /= np.linalg.norm(before)
+    with tf.Session() as session:
+        found = session.run(faster.orthogonalize(tf.constant(matrix, tf.float32)))
+    after = np.diag(left.T @ found @ right.T)
+    inside = before > 0.018
+    assert 5 < inside.sum() < 40
+    assert 0.67 < after[inside].min() and after[inside].max() < 1.21
+    assert after[0] / before[0] == pytest.approx(40, rel=0.05)
+    # The singular vectors do not change.
+    np.testing.assert_allclose(left @ np.diag(after) @ right, found, atol=1e-3)
+
+
+def test_faster_muon_update_matches_numpy():
+    """Two steps with different gradients. Only the step of hidden weights is orthogonalized."""
+    random = np.random.RandomState(5)
+    names = 'local3/weights', 'local3/biases', 'softmax_linear/weights'
+    start, first, second = random.normal(size=[3, 3, 6, 4]).astype(np.float32)
+    variables = [tf.get_variable(name, initializer=start[i]) for i, name in enumerate(names)]
+    gradients = tf.placeholder(tf.float32, [3, 6, 4])
+    optimizer = faster.Muon(0.5, faster.MOMENTUM, use_nesterov=True)
+    train = optimizer.apply_gradients(zip(tf.unstack(gradients), variables))
+    matrix = tf.placeholder(tf.float32, [6, 4])
+    orthogonal = faster.orthogonalize(matrix)
+    expected, momentum = start.copy(), np.zeros_like(start)
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        for gradient in first, second:
+            session.run(train, {gradients: gradient})
+            momentum = faster.MOMENTUM * momentum + gradient
+            step = gradient + faster.MOMENTUM * momentum
+            orthogonal_step = (
+                session.run(orthogonal, {matrix: step[0]}) * 1.5**0.5
+            )  # 6 rows, 4 columns.
+            step[0] = faster.HIDDEN_RATE * orthogonal_step + faster.DECAY * expected[0]
+            expected -= 0.5 * step
+        found = session.run(variables)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_faster_learning_rate_rises_and_falls():
+    step = tf.get_variable('step', [], tf.int64, tf.zeros_initializer(), trainable=False)
+    with flagsaver.flagsaver(max_steps=1000):
+        rate = faster.learning_rate(step)
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        rates = []
+        for done in 0, 49, 50, 525, 999:
+            step.load(done, session)
+            rates.append(session.run(rate))
+    assert rates == pytest.approx([0.0002, 0.01, 0.01, 0.005, 1e-5 / 0.95], rel=1e-3)
+
+
+def test_faster_mix_matches_numpy():
+    values = np.random.RandomState(6).normal(size=[3, 2, 4, 1]).astype(np.float32)
+    with tf.Session() as session:
+        found = session.run(faster.mix(tf.constant(values)))
+    first, second, third = values
+    np.testing.assert_allclose(found, [first, second, (first + third) / 2], rtol=1e-5)
+    with tf.Session() as session:
+        found = session.run(faster.mix(tf.one_hot([0, 1, 2, 3, 4], 5)))
+    part = 0.75**4 / 2  # Of the second to last.
+    np.testing.assert_allclose(found[3], [0, part, 0, 1 - part, 0], rtol=1e-5)
+
+
+def test_faster_loss_matches_numpy():
+    logits = np.array([[3, 1, 0], [0, -2, 5]], np.float32)
+    found = faster.loss(tf.constant(logits), tf.constant([0, 1]))
+    logarithms = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    targets = 0.9 * np.array([[1, 0, 0], [0.5, 0.5, 0]]) + 0.1 / 3
+    with tf.Session() as session:
+        expected = -(targets * logarithms).sum(1).mean()
+        assert session.run(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_faster_short_recipe_does_not_mix():
+    values = tf.constant(np.random.RandomState(6).normal(size=[3, 2]).astype(np.float32))
+    with flagsaver.flagsaver(recipe='short'):
+        assert faster.mix(values) is values
