@@ -109,7 +109,12 @@ def distorted_inputs():
 # --- Network and loss ----------------------------------------------------------
 
 inputs = cifar10.inputs
-inference = cifar10.inference
+
+
+def inference(images):
+    """As cifar10.inference(), with resource variables, which Muon updates by their handles."""
+    with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
+        return cifar10.inference(images)
 
 
 def loss(logits, labels):
@@ -146,6 +151,9 @@ def orthogonalize(matrix):
 
 class Muon(tf.train.MomentumOptimizer):
     """Nesterov momentum; the step of the hidden layers' weights is made orthogonal."""
+
+    def _apply_dense(self, gradient, variable):
+        raise TypeError(f'{variable.op.name} is not a resource variable')
 
     def _resource_apply_dense(self, gradient, variable):
         name = variable.op.name

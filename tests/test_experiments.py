@@ -219,7 +219,10 @@ def test_faster_muon_update_matches_numpy():
     random = np.random.RandomState(5)
     names = 'local3/weights', 'local3/biases', 'softmax_linear/weights'
     start, first, second = random.normal(size=[3, 3, 6, 4]).astype(np.float32)
-    variables = [tf.get_variable(name, initializer=start[i]) for i, name in enumerate(names)]
+    variables = [
+        tf.get_variable(name, initializer=start[i], use_resource=True)
+        for i, name in enumerate(names)
+    ]
     gradients = tf.placeholder(tf.float32, [3, 6, 4])
     optimizer = faster.Muon(0.5, faster.MOMENTUM, use_nesterov=True)
     train = optimizer.apply_gradients(zip(tf.unstack(gradients), variables))
