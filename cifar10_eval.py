@@ -17,7 +17,7 @@ import numpy as np
 
 import cifar10
 import cifar10_input
-from support import checkpoints, dataset, devices, flags, script
+from support import checkpoints, dataset, devices, events, flags, script
 from support.compat import tf
 
 FLAGS = flags.FLAGS
@@ -145,7 +145,7 @@ def evaluate(model=cifar10):
             tf.get_collection(tf.GraphKeys.SUMMARIES, '(?!input/)')  # Without the queues' levels.
         )
         start_input = tf.local_variables_initializer()
-        writer = None
+        writer = events.Writer(eval_dir, graph)
 
         for path in checkpoints_to_evaluate():
             # A new session has new queues, so the input starts from the beginning.
@@ -166,11 +166,9 @@ def evaluate(model=cifar10):
                     session, is_correct, num_examples(), summary_op
                 )
             print(f'{datetime.now()}: precision @ 1 = {correct / total:.3f}{label()}')
-            writer = writer or tf.summary.FileWriter(eval_dir, graph)
             summary = tf.Summary.FromString(serialized)
             summary.value.add(tag='Precision @ 1' + label(), simple_value=correct / total)
-            writer.add_summary(summary, checkpoints.step_of(path))
-            writer.flush()
+            writer.add_summary(summary.SerializeToString(), checkpoints.step_of(path))
 
 
 def main(argv=None):

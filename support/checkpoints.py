@@ -174,6 +174,19 @@ def restore(session, path, variables):
 # --- Saving --------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def writing(folder):
+    """Turns TensorFlow's and Python's errors about a full disk and the like into a UserError."""
+    try:
+        yield
+    except (tf.errors.OpError, OSError, ValueError) as error:
+        reason = re.search(r'.*; .*', str(error))  # The line 'PATH; REASON', if there is one.
+        raise script.UserError(
+            f'cannot write to {folder}: {reason.group() if reason else error}. Nothing that was '
+            'saved is lost: fix this and run the same command again.'
+        )
+
+
 def not_saved(next_creator, **kwargs):
     """For tf.variable_creator_scope: a variable that checkpoints leave out.
 
@@ -199,22 +212,26 @@ def diverged(what):
 
 
 class Saver(tf.train.Saver):
-    """A tf.train.Saver that saves only finite numbers and explains why it cannot save."""
+    """A tf.train.Saver that saves only finite numbers and explains why it cannot save.
+
+    Attributes:
+      newest: path of the newest checkpoint, or None.
+    """
 
     def __init__(self, max_to_keep, resumed=None):
         """
         Args:
           max_to_keep: number of newest checkpoints to keep; 0: all.
-          resumed: path of the checkpoint from which training resumes. It is not written again. It
-            and the older ones count as checkpoints of this run.
+          resumed: path of the checkpoint from which training resumes, or None. It and the older
+            ones, up to max_to_keep, count as checkpoints of this run.
         """
         variables = saved_variables()
         super().__init__(variables, max_to_keep=max_to_keep, save_relative_paths=True)
-        self._resumed = resumed
+        self.newest = resumed
         if resumed:
             found = paths(os.path.dirname(resumed))
-            older = found[found.index(resumed) :]
-            self.recover_last_checkpoints(older[::-1])
+            kept = found[found.index(resumed) :][: max_to_keep or None]
+            self.recover_last_checkpoints(kept[::-1])
         with tf.name_scope('finite'):
             self._finite = {
                 name: tf.reduce_all(tf.is_finite(variable))
@@ -223,24 +240,19 @@ class Saver(tf.train.Saver):
             }
 
     def save(self, session, path, global_step=None, **kwargs):
-        """As in tf.train.Saver.
+        """As in tf.train.Saver, but the newest checkpoint is not saved again.
 
         Raises:
           script.UserError: a variable is not finite, or the file cannot be written.
         """
-        if f'{path}-{global_step}' == self._resumed:
-            return self._resumed
+        if f'{path}-{global_step}' == self.newest:
+            return self.newest
         bad = [name for name, finite in session.run(self._finite).items() if not finite]
         if bad:
             raise diverged('not finite: ' + ', '.join(sorted(bad)))
-        try:
-            return super().save(session, path, global_step, **kwargs)
-        except (tf.errors.OpError, OSError, ValueError) as error:
-            reason = re.search(r'.*; .*', str(error))  # The line 'PATH; REASON', if there is one.
-            raise script.UserError(
-                f'cannot save: {reason.group() if reason else error}. The older checkpoints are '
-                'good. Fix this, and the same command resumes from them.'
-            )
+        with writing(os.path.dirname(path)):
+            self.newest = super().save(session, path, global_step, **kwargs)
+        return self.newest
 
 
 # --- The end of training, for the evaluator ------------------------------------

@@ -1,16 +1,16 @@
 """What a training run needs besides its loop: lock, resume, checkpoints, summaries, signals."""
 
 import contextlib
+import os
 import signal
 import time
 
 import numpy as np
 
-from support import checkpoints, dataset, script
+from support import checkpoints, dataset, events, script
 from support.compat import tf
 
 SUMMARY_STEPS = 100
-FLUSH_SECS = 10  # How late TensorBoard may be.
 
 
 @contextlib.contextmanager
@@ -85,42 +85,33 @@ class Run:
         variables = checkpoints.saved_variables()
         if self.checkpoint:
             checkpoints.check(self.checkpoint, variables)
-        checkpoints.clear_finished(self._folder)
-        # With the names, a checkpoint can be used without the data set.
-        dataset.write_class_names(self._folder, self._class_names)
+        with checkpoints.writing(self._folder):
+            checkpoints.clear_finished(self._folder)
+            # With the names, a checkpoint can be used without the data set.
+            dataset.write_class_names(self._folder, self._class_names)
 
         def restore(scaffold, session):
             if self.checkpoint:
                 checkpoints.restore(session, self.checkpoint, variables)
 
-        scaffold = tf.train.Scaffold(
-            init_fn=restore, saver=checkpoints.Saver(max_to_keep, self.checkpoint)
-        )
-        # The hooks share this writer: TensorBoard expects one file per run.
-        writer = tf.summary.FileWriterCache.get(self._folder)
-        try:
-            with script.StopSignals() as signals:
-                hooks = [
-                    tf.train.StopAtStepHook(last_step=self._max_steps),
-                    _Watch(loss, self._lock, signals, writer),
-                    tf.train.CheckpointSaverHook(
-                        self._folder, save_secs=save_secs, scaffold=scaffold
-                    ),
-                    tf.train.SummarySaverHook(
-                        SUMMARY_STEPS, summary_writer=writer, scaffold=scaffold
-                    ),
-                ]
-                with tf.train.SingularMonitoredSession(hooks, scaffold, master, config) as session:
-                    yield session
-        finally:
-            tf.summary.FileWriterCache.clear()
-        self._report_end(signals.number)
+        saver = checkpoints.Saver(max_to_keep, self.checkpoint)
+        scaffold = tf.train.Scaffold(init_fn=restore, saver=saver)
+        writer = events.Writer(self._folder, tf.get_default_graph())
+        with script.StopSignals() as signals:
+            hooks = [
+                tf.train.StopAtStepHook(last_step=self._max_steps),
+                _Watch(self._folder, loss, saver, save_secs, self._lock, signals),
+                tf.train.SummarySaverHook(SUMMARY_STEPS, summary_writer=writer, scaffold=scaffold),
+            ]
+            with tf.train.SingularMonitoredSession(hooks, scaffold, master, config) as session:
+                yield session
+        self._report_end(saver.newest, signals.number)
 
-    def _report_end(self, number):
-        saved = tf.train.latest_checkpoint(self._folder)
+    def _report_end(self, saved, number):
         step = checkpoints.step_of(saved)
         if step >= self._max_steps:
-            checkpoints.mark_finished(self._folder, step)
+            with checkpoints.writing(self._folder):
+                checkpoints.mark_finished(self._folder, step)
             print(f'Finished at step {step}. Saved {saved}.')
         elif number:
             print(
@@ -133,11 +124,20 @@ class Run:
 
 
 class _Watch(tf.train.SessionRunHook):
-    """After each step: is the loss finite, is the folder still locked, was there a signal?"""
+    """Saves checkpoints. After each step, ends the run for whatever reason there is to end it.
 
-    def __init__(self, loss, lock, signals, writer):
-        self._loss, self._lock, self._signals, self._writer = loss, lock, signals, writer
-        self._flushed_at = time.monotonic()
+    Unlike tf.train.CheckpointSaverHook, it writes no events.
+    """
+
+    def __init__(self, folder, loss, saver, save_secs, lock, signals):
+        self._folder, self._loss, self._saver = folder, loss, saver
+        self._save_secs, self._lock, self._signals = save_secs, lock, signals
+
+    def after_create_session(self, session, coord):
+        self._save(session)
+        with checkpoints.writing(self._folder):
+            graph_def = session.graph.as_graph_def(add_shapes=True)
+            tf.train.write_graph(graph_def, self._folder, 'graph.pbtxt')
 
     def before_run(self, run_context):
         return tf.train.SessionRunArgs(self._loss)
@@ -148,6 +148,13 @@ class _Watch(tf.train.SessionRunHook):
         self._lock.check()
         if self._signals.number:
             run_context.request_stop()
-        if time.monotonic() > self._flushed_at + FLUSH_SECS:
-            self._writer.flush()
-            self._flushed_at = time.monotonic()
+        if time.monotonic() > self._saved_at + self._save_secs:
+            self._save(run_context.session)
+
+    def end(self, session):
+        self._save(session)
+
+    def _save(self, session):
+        path = os.path.join(self._folder, 'model.ckpt')
+        self._saver.save(session, path, session.run(tf.train.get_global_step()))
+        self._saved_at = time.monotonic()
