@@ -1,27 +1,24 @@
-"""Several machines: who belongs together, whether all are there, how the run ends for each.
+"""Several machines: which ones there are, whether all are connected, how the run ends on each.
 
-TF_CONFIG names the machines. Before TensorFlow has anything to do, each process listens on
-its own address and calls all others; who answers says what it is and what it has, and goes
-on to say what becomes of it, on a line (a TCP connection) that stays open to the end:
+TF_CONFIG lists the machines. TensorFlow alone would wait forever for one that died. Therefore each
+worker listens on its own address before TensorFlow does. The chief connects to all of them, and
+these connections stay open until the end of the run. Messages are JSON objects, one a line:
 
-    called  ->  {"cluster": ..., "task": ..., "facts": ...}    here I am
-            ->  {"state": "met"}                               I have reached all others
-            ->  {"state": "ready"}                             my TensorFlow server is up
-            ->  {"status": 0, "why": "the chief has finished"} the run is over
+    chief   {"cluster": ..., "task": ...}                 a call for this task
+    worker  {"cluster": ..., "task": ..., "facts": ...}   what must be the same on all machines
+    chief   {"start": true}                               start TensorFlow's server
+    worker  {"problem": ""}                               done, and the chief's port is reachable
+    chief   {"text": "Waiting for worker 1 ..."}          print this
+    chief   {"status": 0, "why": "... has finished"}      exit with this status
 
-When all have met, nobody has to be called any more, and the address is left to TensorFlow.
-
-A line that breaks off without a last word is a lost machine. The kernel says so at once when a
-process has died, and within KEEPALIVE_SECS when nothing comes through. It also answers for a
-process that only stands still, whose line therefore lasts. TensorFlow itself would wait for
-ever. Who only listens to a line never has to make sense of what strangers send.
+A connection that ends without a status means that the machine is lost. The kernel closes the
+connections of a dead process at once. TCP keepalive ends them KEEPALIVE_SECS after the network or
+the machine failed. A paused process keeps its connections, because the kernel answers for it.
 """
 
-import collections
 import hashlib
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -30,128 +27,23 @@ import time
 
 from support import script
 
-LOST = 138  # Exit status for "start all of us again": 128 + SIGUSR1, as Kubeflow has it.
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+LOST = 138  # Exit status for "restart all processes": 128 + SIGUSR1, a convention of Kubeflow.
 KEEPALIVE_SECS = 10
-ANSWER_SECS = 5  # For whoever is called to say who it is.
-PAUSE_SECS = 0.5  # Between two calls.
-TELL_SECS = 10  # Between two lines on who is being waited for.
-GRACE_SECS = 5  # For the chief to save and say so, when all are told to stop at the same time.
-# TensorFlow may know of a lost machine before the kernel does. Then the error waits so long for
-# the line to break off, since that says which one it was.
-PATIENCE_SECS = 1
-# The error_code of such tf.errors: cancelled, aborted, internal, unavailable. TensorFlow itself
-# takes seconds to import, for which who only starts the processes need not wait.
+ANSWER_SECS = 5  # How long a machine may take to say who it is.
+RETRY_SECS = 0.5  # Between two attempts to reach a machine.
+REPORT_SECS = 10  # Between two lines on missing machines.
+GRACE_SECS = 5  # For the chief to save a checkpoint when all processes are stopped together.
+# error_code of tf.errors that a lost machine can cause: cancelled, aborted, internal, unavailable.
 CONNECTION_CODES = (1, 10, 13, 14)
-
-JOBS = ['chief', 'master', 'ps', 'worker']  # The first that is there leads, unless it is a ps.
-EXAMPLE = (
-    '{"cluster": {"chief": ["10.0.0.1:2222"], "worker": ["10.0.0.2:2222"]}, '
-    '"task": {"type": "worker", "index": 0}}'
-)
-
-
-# --- Who belongs together --------------------------------------------------------
-
-
-class Task(collections.namedtuple('Task', 'job index address')):
-    """One process of the cluster."""
-
-    def __str__(self):
-        name = self.job if self.job in ('chief', 'master') else f'{self.job} {self.index}'
-        return f'{name} ({self.address})'
-
-    @property
-    def device(self):
-        return f'/job:{self.job}/task:{self.index}'
-
-    @property
-    def host_and_port(self):
-        host, port = self.address.rsplit(':', 1)
-        return host, int(port)
-
-
-# jobs: dict of job -> addresses; me: a Task, or None for an evaluator, which is in no cluster.
-Cluster = collections.namedtuple('Cluster', 'jobs tasks chief me')
-
-
-def workers(cluster):
-    """The tasks that compute: the chief first, then the workers."""
-    return [cluster.chief] + [
-        task for task in cluster.tasks if task.job == 'worker' and task != cluster.chief
-    ]
-
-
-def from_environment():
-    """The Cluster that TF_CONFIG describes.
-
-    Raises:
-      script.UserError: it describes none.
-    """
-    text = os.environ.get('TF_CONFIG')
-    if not text:
-        raise script.UserError(
-            "TF_CONFIG is not set. It names all machines, and which of them this one is: TF_CONFIG="
-            f"'{EXAMPLE}'"
-        )
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise script.UserError(f'TF_CONFIG: {error}. It has to look like {EXAMPLE}')
-
-
-def parse(text):
-    """A Cluster from the text of TF_CONFIG. ValueError if there is something wrong with it."""
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f'not JSON ({error})')
-    if not isinstance(config, dict) or not isinstance(config.get('cluster'), dict):
-        raise ValueError('it has no "cluster"')
-    # An evaluator has an address in some versions of Kubeflow. Nobody calls it.
-    jobs = {job: named for job, named in config['cluster'].items() if job != 'evaluator' and named}
-    addresses = []
-    for job, named in jobs.items():
-        if job not in JOBS:
-            raise ValueError(f'"{job}" is none of {", ".join(JOBS)}, evaluator')
-        if not isinstance(named, list):
-            raise ValueError(f'"{job}" is not a list of addresses')
-        for address in named:
-            match = re.match(r'[^\s:/]+:([0-9]{1,5})$', str(address))
-            if not match or not 0 < int(match.group(1)) < 65536:
-                raise ValueError(f'{job}: {json.dumps(address)} is not an address HOST:PORT')
-            if address in addresses:
-                raise ValueError(f'the address {address} is there twice')
-            addresses.append(address)
-    chiefs = jobs.get('chief', []) + jobs.get('master', [])
-    if len(chiefs) > 1:
-        raise ValueError('there can be only one chief')
-    if not chiefs and 'worker' not in jobs:
-        raise ValueError('it has neither a chief nor a worker')
-    tasks = [
-        Task(job, index, address) for job in JOBS for index, address in enumerate(jobs.get(job, []))
-    ]
-    chief = next(task for task in tasks if task.job != 'ps')
-    return Cluster(jobs, tasks, chief, _this_task(config.get('task'), tasks))
-
-
-def _this_task(task, tasks):
-    if not isinstance(task, dict) or not isinstance(task.get('type'), str):
-        raise ValueError('it has no "task" with a "type"')
-    if task['type'] == 'evaluator':
-        return None
-    index = task.get('index', 0)
-    for each in tasks:
-        if each.job == task['type'] and str(each.index) == str(index):
-            return each
-    raise ValueError(f'the task {task["type"]} {index} is not in the cluster')
-
-
-# --- What has to be the same everywhere -------------------------------------------
 
 
 def digests(paths):
-    """Dict of a file's name -> the beginning of its SHA-256, to be compared."""
+    """Dict of file name -> digest, for these files and for this project's imported files."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    for module in list(sys.modules.values()):
+        path = os.path.abspath(getattr(module, '__file__', None) or '')
+        if os.path.dirname(path) in (here, os.path.dirname(here)):
+            paths = [*paths, path]
     result = {}
     for path in paths:
         with open(path, 'rb') as file:
@@ -159,301 +51,285 @@ def digests(paths):
     return result
 
 
-def code():
-    """The files of this project that are imported."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    folders = (here, os.path.dirname(here))
-    found = {getattr(module, '__file__', None) or '' for module in list(sys.modules.values())}
-    paths = sorted(os.path.abspath(path) for path in found)
-    return [path for path in paths if os.path.dirname(path) in folders]
+def run(cluster, facts, start_server, train):
+    """Connects all machines; then the chief trains and the workers serve until it has finished.
 
-
-def differences(cluster, facts):
-    """What the machines do not have in common with the chief, in words.
+    Only the chief returns from here. A worker exits with status 0 when the chief has finished or
+    was stopped, and 1 when it has failed. When a machine is lost, all processes exit with LOST.
 
     Args:
-      facts: dict of Task -> dict of name -> value.
-    """
-    known = facts[cluster.chief]
-    return [
-        f'{task} has {name} {value}, the chief {known.get(name, "none")}'
-        for task in cluster.tasks
-        for name, value in sorted(facts[task].items())
-        if value != known.get(name)
-    ]
-
-
-# --- Together ----------------------------------------------------------------------
-
-
-def run(cluster, facts, start_server, lead):
-    """Waits for all machines; then the chief leads, and the others serve until it is done.
-
-    The servers never outlive a run. So a new chief finds no queues of an old one, and
-    TensorFlow's isolate_session_state and device filters are not needed.
-
-    Where this is not the chief, it does not return: the process ends as the run does, with 0
-    when the chief has finished or was stopped, LOST when a machine is lost, and 1 when the chief
-    ended for another reason. With LOST the chief, too, ends on the spot.
-
-    Args:
-      facts: what has to be the same on all machines; dict of name -> value.
+      cluster: a Cluster.
+      facts: what must be the same on all machines; dict of name -> value.
       start_server: function that starts the tf.train.Server of this machine.
-      lead: function of that server which trains and returns the exit status.
+      train: function of that server; returns 0, or 128 + the signal that stopped it.
 
     Returns:
       The exit status of the chief.
 
     Raises:
-      script.UserError: the port is taken, or the machines differ.
+      script.UserError: the port is in use or, on the chief, the machines do not match.
     """
-    lines = Lines(cluster, facts)
-    is_chief = cluster.me == cluster.chief
-    status, why = 1, None
-
-    def stop(number, frame):
-        lines.say_last(*_last_word(128 + number))
-        print(f'Stopped by {signal.Signals(number).name} before the first step.', flush=True)
-        sys.exit(128 + number)
-
-    def linger(number, frame):
-        signal.signal(number, signal.SIG_DFL)
-        time.sleep(GRACE_SECS)
-        os._exit(128 + number)
-
-    if is_chief:  # Up to its training, which hears signals itself.
-        for number in signal.SIGINT, signal.SIGTERM:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, stop)
-    else:
-        signal.signal(signal.SIGTERM, linger)
+    listener = _listen(cluster.me)
+    everyone = ', '.join(map(str, cluster.tasks))
+    print(f'{len(cluster.tasks)} machines: {everyone}. This is {cluster.me}.')
+    # gRPC would connect through a proxy, even to this machine. Downloads are over.
+    for name in 'grpc_proxy', 'https_proxy', 'http_proxy':
+        os.environ.pop(name, None)
+    if cluster.me != cluster.chief:
+        _serve(cluster, facts, start_server, listener)
+    _handle_signals(_stop)
+    workers = _Workers(cluster)
     try:
-        server = lines.meet(start_server)
-        while not is_chief:
-            time.sleep(1)  # A line ends this process.
-        status = lead(server)
+        workers.connect(facts)
+        listener.close()  # It kept the port for TensorFlow.
+        status = train(start_server())
+    except SystemExit as stop:
+        status = stop.code
+        print(f'Stopped by {_signal(status)}.')
     except Exception as error:
-        kind = '' if isinstance(error, script.UserError) else f'{type(error).__name__}: '
-        why = f'{kind}{error}'.partition('\n')[0]
-        # A machine that is lost makes steps fail in many ways. Then a line ends this process.
+        # A lost machine makes steps fail in many ways. Meanwhile, a thread ends this process with
+        # the name of that machine.
         is_connection = getattr(error, 'error_code', None) in CONNECTION_CODES
-        time.sleep(PATIENCE_SECS + (KEEPALIVE_SECS if is_connection else 0))
+        time.sleep(KEEPALIVE_SECS + 1 if is_connection else 1)
+        kind = '' if isinstance(error, script.UserError) else f'{type(error).__name__}: '
+        workers.end(1, f'the chief has failed: {kind}{error}'.partition('\n')[0])
         raise
+    workers.end(
+        0, f'the chief was stopped by {_signal(status)}' if status else 'the chief has finished'
+    )
+    # SIGUSR1 counts as SIGTERM here, because its own status means that a machine is lost.
+    return 128 + signal.SIGTERM if status == LOST else status
+
+
+def _signal(status):
+    return signal.Signals(status - 128).name
+
+
+def _handle_signals(handler):
+    for number in script.STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _stop(number, frame):
+    """Ends the chief before its first step. The training loop has its own handlers."""
+    _handle_signals(signal.SIG_DFL)
+    sys.exit(128 + number)
+
+
+def _exit(status, why):
+    """Prints why the run is over and ends the process, whatever its other threads do."""
+    if status == LOST:
+        why += '. Restart all processes to resume from the newest checkpoint'
+    try:
+        why = script.printable(f'{why[0].upper()}{why[1:].rstrip(".")}.')
+        print(why, file=sys.stderr if status else sys.stdout, flush=True)
     finally:
-        if is_chief:
-            lines.say_last(*_last_word(status, why))
-    return status
+        os._exit(status)
 
 
-def _last_word(status, why=None):
-    """What the others have to know when the chief ends: their own status, and why."""
-    if status in STOPPED:
-        return 0, f'the chief was stopped by {signal.Signals(status - 128).name}'
-    if status == 0:
-        return 0, 'the chief has finished'
-    return 1, f'the chief has failed: {why or f"status {status}"}'
+# --- A worker's side -----------------------------------------------------------
 
 
-class Lines:
-    """The lines between this process and all others of the cluster."""
+def _serve(cluster, facts, start_server, listener):
+    """Serves the chief until the end of the run. Does not return."""
+    sock, file = _accept_chief(cluster, facts, listener)
+    listener.close()
+    _handle_signals(_stop_after_chief)
+    server = None
+    while True:
+        try:
+            message = _receive(file)
+        except OSError as error:
+            _exit(LOST, f'{cluster.chief} is lost: {_reason(error)}')
+        if 'start' in message:
+            server = server or start_server()
+            _send(sock, problem=_problem_reaching(cluster.chief))
+        if 'text' in message:
+            print(message['text'])
+        if 'status' in message:
+            _exit(message['status'], message['why'])
 
-    def __init__(self, cluster, facts):
-        """Begins to listen and to call.
 
-        Raises:
-          script.UserError: the port is in use.
-        """
-        self._cluster = cluster
-        self._others = [task for task in cluster.tasks if task != cluster.me]
-        self._said = [{'cluster': cluster.jobs, 'task': cluster.me, 'facts': facts}]
-        self._callers = []  # The lines on which this process speaks.
-        self._facts = {cluster.me: facts}  # Of those that answered.
-        self._problems = {}  # Why a task did not answer.
-        self._states = {'met': {cluster.me}, 'ready': {cluster.me}}
+def _accept_chief(cluster, facts, listener):
+    """Returns the connection to the chief, a socket and its file. Hangs up on other callers."""
+    listener.settimeout(REPORT_SECS)
+    while True:
+        try:
+            sock, _ = listener.accept()
+            sock.settimeout(ANSWER_SECS)
+        except OSError:
+            print(f'Waiting for {cluster.chief} to connect.')
+            continue
+        file = sock.makefile('rb')
+        try:
+            call = _receive(file)
+            _send(sock, cluster=cluster.jobs, task=cluster.me, facts=facts)
+            if call == {'cluster': cluster.jobs, 'task': list(cluster.me)}:
+                _keep_alive(sock)
+                return sock, file
+        except (OSError, ValueError):
+            pass
+        file.close()
+        sock.close()
+
+
+def _problem_reaching(task):
+    """Why this machine cannot connect to another one, or ''."""
+    try:
+        socket.create_connection(task.host_and_port, ANSWER_SECS).close()
+    except OSError as error:
+        return f'it cannot reach {task}: {_reason(error)}'
+    return ''
+
+
+def _stop_after_chief(number, frame):
+    """Ends a worker in a moment: when all are stopped together, the chief saves a checkpoint."""
+    _handle_signals(signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+    signal.alarm(GRACE_SECS)
+
+
+# --- The chief's side ----------------------------------------------------------
+
+
+class _Workers:
+    """The chief's connections to the workers. Each has a thread that listens to it."""
+
+    def __init__(self, cluster):
+        self._cluster, self._tasks = cluster, cluster.tasks[1:]
+        self._sockets, self._facts = {}, {}  # Of the workers that are connected.
+        self._problems = dict.fromkeys(self._tasks, 'no answer')  # Why the others are not ready.
         self._changed = threading.Condition(threading.RLock())
-        self._have_met = self._over = False
-        self._listener = self._listen()
-        self._answering = self._start(self._answer)
-        for task in self._others:
-            self._start(self._call, task)
+        self._is_over = False
 
-    def meet(self, start_server):
-        """Waits until all others are there, and compares what they have.
-
-        Returns:
-          The server.
-
-        Raises:
-          script.UserError: they have not the same. (The chief is the one who looks.)
-        """
-        cluster = self._cluster
-        everyone = ', '.join(map(str, cluster.tasks))
-        print(f'{len(cluster.tasks)} machines: {everyone}. This is {cluster.me}.', flush=True)
-        self._wait_for(self._facts, 'Waiting for')
-        self._say({'state': 'met'})
-        self._wait_for(self._states['met'], 'Waiting for others to be found by')
-        if cluster.me == cluster.chief:
-            different = differences(cluster, self._facts)
-            if different:
-                raise script.UserError(
-                    f'the machines differ: {"; ".join(different)}. Give all of them the same.'
-                )
-        self._have_met = True
-        self._listener.shutdown(socket.SHUT_RDWR)  # Wakes up who waits for a call.
-        self._answering.join()
-        self._listener.close()
-        server = start_server()
-        self._say({'state': 'ready'})
-        self._wait_for(self._states['ready'], 'Waiting for the server of')
-        print(f'All {len(cluster.tasks)} machines are there.', flush=True)
-        return server
-
-    def say_last(self, status, why):
-        """Tells all others that the run is over: why, and with which status they end.
-
-        Returns:
-          False if it was over already.
-        """
+    def connect(self, facts):
+        """Waits until all workers are ready. Raises a UserError if their facts are different."""
+        for task in self._tasks:
+            threading.Thread(target=self._listen_to, args=[task], daemon=True).start()
+        report_at = time.monotonic() + 1
         with self._changed:
-            if self._over:
+            while self._problems:
+                if time.monotonic() >= report_at:
+                    report_at = time.monotonic() + REPORT_SECS
+                    problems = [f'{task}: {why}' for task, why in sorted(self._problems.items())]
+                    self._print(f'Waiting for {", ".join(problems)}.')
+                self._changed.wait(1)
+        different = [
+            f'{task} has {name} {value}, the chief {facts.get(name, "none")}'
+            for task in self._tasks
+            for name, value in sorted(self._facts[task].items())
+            if value != facts.get(name)
+        ]
+        if different:
+            raise script.UserError(f'the machines do not match: {"; ".join(different)}')
+        self._print(f'All {len(self._cluster.tasks)} machines are connected.')
+
+    def end(self, status, why):
+        """Ends the workers. Returns False if the run was over before."""
+        with self._changed:
+            if self._is_over:
                 return False
-            self._over = True
-            self._say({'status': status, 'why': why})
+            self._is_over = True
+            self._send(status=status, why=why)
         return True
 
-    def _start(self, target, *args):
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        thread.start()
-        return thread
+    def _print(self, text):
+        print(text)
+        self._send(text=text)
 
-    def _wait_for(self, there, what):
-        """Until all others are in `there`."""
-        next_line = time.monotonic() + 1
+    def _send(self, **message):
         with self._changed:
-            while True:
-                missing = [task for task in self._others if task not in there]
-                if not missing:
-                    return
-                now = time.monotonic()
-                if now >= next_line:
-                    next_line = now + TELL_SECS
-                    names = ', '.join(f'{task}{self._problems.get(task, "")}' for task in missing)
-                    print(f'{what} {names}.', flush=True)
-                self._changed.wait(1)  # script.hear_signals() says why not for longer.
+            for sock in self._sockets.values():
+                _send(sock, **message)
 
-    # Speaking: whoever calls is told what this process has to say.
-
-    def _listen(self):
-        listener = socket.socket()
-        # So that the port can be used again at once, by TensorFlow, with the lines still open.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _, port = self._cluster.me.host_and_port
-        try:
-            listener.bind(('', port))
-            listener.listen(len(self._cluster.tasks) + 128)
-        except OSError as error:
-            raise script.UserError(
-                f'cannot listen on the port of {self._cluster.me}: {error.strerror}. End what '
-                'uses it, or name another one in the TF_CONFIG of all machines.'
-            )
-        return listener
-
-    def _answer(self):
-        while True:
+    def _listen_to(self, task):
+        """Calls a worker until it answers. Then listens until the end of the run."""
+        while task not in self._sockets:
             try:
-                caller, _ = self._listener.accept()
-            except OSError:
-                if self._have_met:
-                    return
-                time.sleep(PAUSE_SECS)  # Strangers may have used up all file descriptors.
-                continue
-            with self._changed:
-                self._callers.append(caller)
-                for message in self._said:
-                    self._send(caller, message)
-
-    def _say(self, message):
-        with self._changed:
-            self._said.append(message)
-            for caller in self._callers:
-                self._send(caller, message)
-
-    def _send(self, caller, message):
-        caller.settimeout(1)
-        try:
-            caller.sendall(json.dumps(message).encode() + b'\n')
-        except OSError:
-            pass  # If it is one of us, its own line to us tells it.
-
-    # Listening: to each of the others, from the first word to the last.
-
-    def _call(self, task):
-        while True:
-            try:
-                line = socket.create_connection(task.host_and_port, ANSWER_SECS)
-                with line, line.makefile('rb') as file:
-                    greeting = self._receive(file)
-                    self._check(task, greeting)
-                    with self._changed:
-                        self._facts[task] = greeting['facts']
-                        self._problems.pop(task, None)
-                        self._changed.notify_all()
-                    self._hear(task, line, file)
-                    return
+                sock = socket.create_connection(task.host_and_port, ANSWER_SECS)
+                with sock, sock.makefile('rb') as file:
+                    self._exchange(task, sock, file)
             except (OSError, ValueError) as error:
-                self._problems[task] = f': {getattr(error, "strerror", None) or error}'
-            time.sleep(PAUSE_SECS)
+                reason = self._problems[task] = _reason(error)
+            time.sleep(RETRY_SECS)
+        if self.end(LOST, f'{task} is lost: {reason}'):
+            _exit(LOST, f'{task} is lost: {reason}')
 
-    def _receive(self, file):
-        """The next message. ValueError if it is none; OSError at the end."""
-        text = file.readline(1 << 20)
-        if not text.endswith(b'\n'):
-            raise OSError(None, 'it hung up')
-        message = json.loads(text.decode())
-        if not isinstance(message, dict):
-            raise ValueError('not a message')
-        return message
-
-    def _check(self, task, greeting):
-        try:
-            jobs, (job, index, _) = greeting['cluster'], greeting['task']
-        except (KeyError, TypeError, ValueError):
-            raise ValueError('something else listens there')
-        if jobs != self._cluster.jobs:
-            raise ValueError('its TF_CONFIG names other machines')
-        if (job, index) != (task.job, task.index):
-            raise ValueError(f'its TF_CONFIG says that it is {job} {index}')
-
-    def _hear(self, task, line, file):
-        """Listens to a line up to its end, and ends the process if the run is over with it."""
-        _break_off_after(line, KEEPALIVE_SECS)
-        try:
-            while True:
-                message = self._receive(file)
-                if 'status' in message:
-                    break
-                with self._changed:
-                    self._states[message['state']].add(task)
-                    self._changed.notify_all()
-        except (OSError, ValueError) as error:
-            reason = f': {error.strerror}' if getattr(error, 'errno', None) else ''
-            message = {'status': LOST, 'why': f'{task} is lost{reason}'}
-        if self.say_last(**message):
-            status, why = message['status'], message['why']
-            if status == LOST:
-                why += '. Start all again to go on from the newest checkpoint'
-            try:
-                file = sys.stderr if status else sys.stdout
-                print(f'{why[0].upper()}{why[1:].rstrip(".")}.', file=file, flush=True)
-            finally:  # The main thread may be waiting for a machine that is no more.
-                os._exit(status)
+    def _exchange(self, task, sock, file):
+        """Talks to a worker until the connection ends with an OSError."""
+        _send(sock, cluster=self._cluster.jobs, task=task)
+        greeting = _receive(file)
+        if not isinstance(greeting.get('facts'), dict):
+            raise ValueError('another program listens there')
+        if (greeting.get('cluster'), greeting.get('task')) != (self._cluster.jobs, list(task)):
+            raise ValueError('it has another TF_CONFIG')
+        _keep_alive(sock)
+        with self._changed:
+            self._sockets[task], self._facts[task] = sock, greeting['facts']
+        while self._problems.get(task):
+            _send(sock, start=True)
+            self._problems[task] = _receive(file).get('problem')
+            time.sleep(RETRY_SECS if self._problems[task] else 0)
+        with self._changed:
+            del self._problems[task]
+            self._changed.notify_all()
+        _receive(file)
 
 
-def _break_off_after(line, seconds):
-    """Has a line break off if nothing comes through for so long. As long as it does, it lasts."""
-    line.settimeout(None)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+# --- Sockets -------------------------------------------------------------------
+
+
+def _listen(me):
+    """Returns a socket that listens on the port of this machine, for IPv4 and IPv6."""
+    try:
+        listener = socket.socket(socket.AF_INET6)
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    except OSError:  # This machine has no IPv6.
+        listener = socket.socket(socket.AF_INET)
+    # TensorFlow can use the port while a connection to it is open.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(('', me.host_and_port[1]))
+        listener.listen(128)
+    except OSError as error:
+        raise script.UserError(
+            f'cannot listen on the port of {me}: {error.strerror}. Choose another port in the '
+            'TF_CONFIG of all machines, or stop what uses this one.'
+        )
+    return listener
+
+
+def _keep_alive(sock):
+    """Has the kernel end the connection only when the other machine is dead or unreachable."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     probes = 5
     for option in socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL:
-        line.setsockopt(socket.IPPROTO_TCP, option, seconds // probes)
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes - 1)
+        sock.setsockopt(socket.IPPROTO_TCP, option, KEEPALIVE_SECS // probes)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes - 1)
+
+
+def _send(sock, **message):
+    try:
+        sock.sendall(json.dumps(message).encode() + b'\n')
+    except OSError:
+        pass  # _receive() raises it, too.
+
+
+def _receive(file):
+    """Reads the next message, a dict. Raises ValueError if it is none, OSError at the end."""
+    line = file.readline(1 << 20)
+    if not line.endswith(b'\n'):
+        raise OSError(None, 'the connection ended')
+    try:
+        message = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise ValueError('another program listens there')
+    return message
+
+
+def _reason(error):
+    return getattr(error, 'strerror', None) or str(error)
