@@ -21,6 +21,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer('batch_size', 128, 'Images per batch (and per tower).', lower_bound=1)
 flags.DEFINE_string('data_dir', '/tmp/cifar10_data', 'Folder of the data set.')
 flags.DEFINE_bool('use_fp16', False, 'Compute in 16 bits where that is faster.')
+flags.adopt_module_key_flags(dataset)
 
 # A program may assign other values to these.
 DATA_URL = dataset.DATA_URL

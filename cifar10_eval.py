@@ -70,12 +70,11 @@ def model_variables():
 
 
 def count_correct(session, is_correct, num_examples, summary_op):
-    """Runs the network over one pass of the data.
+    """Runs the network over one pass of the data, but at most over `num_examples` images.
 
     Args:
       session: a tf.Session whose variables are set.
       is_correct: [n] bool, for the next batch of n images.
-      num_examples: the largest number of images to use.
       summary_op: run with the first batch.
 
     Returns:
@@ -123,20 +122,15 @@ def output_folder():
     return script.output_folder('eval_dir')
 
 
-def checkpoints_to_evaluate():
-    """The newest checkpoint; without --run_once, again whenever there is a newer one."""
-    if FLAGS.run_once or checkpoints.is_single(FLAGS.checkpoint_dir):
-        return [checkpoints.newest_required('checkpoint_dir')]
-    return checkpoints.as_they_come(script.local_path('checkpoint_dir'), FLAGS.eval_interval_secs)
-
-
 def evaluate(model=cifar10):
-    """Prints the precision @ 1 of checkpoints, and writes it for TensorBoard.
-
-    Args:
-      model: a module or object with the functions inputs and inference.
-    """
+    """Prints the precision @ 1 of checkpoints of a model, and writes it for TensorBoard."""
     eval_dir = output_folder()
+    once = FLAGS.run_once or checkpoints.is_single(FLAGS.checkpoint_dir)
+    if once:
+        paths = [checkpoints.newest_required('checkpoint_dir')]
+    else:
+        place = script.local_path('checkpoint_dir')
+        paths = checkpoints.as_they_come(place, FLAGS.eval_interval_secs)
     with tf.Graph().as_default() as graph:
         is_correct = correct_predictions(model)
         variables = model_variables()
@@ -147,7 +141,7 @@ def evaluate(model=cifar10):
         start_input = tf.local_variables_initializer()
         writer = events.Writer(eval_dir, graph)
 
-        for path in checkpoints_to_evaluate():
+        for path in paths:
             # A new session has new queues, so the input starts from the beginning.
             with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
                 try:
@@ -156,7 +150,7 @@ def evaluate(model=cifar10):
                     with checkpoints.reading(path):
                         saver.restore(session, path)
                 except script.UserError as error:
-                    if FLAGS.run_once:
+                    if once:
                         raise
                     print(f'Skipping {script.printable(str(error))}')
                     continue
