@@ -5,8 +5,8 @@
 
 Chooses a generation of TensorFlow, prints the reason, and builds .venv/tf1 or .venv/tf2 if it is
 missing or out of date. Then the Python of that environment replaces this process and gets the
-arguments, if there are any. `make` calls this from the root of the repository. It needs no packages
-and runs on every Python from 3.6 on.
+arguments. `make` calls this from the root of the repository. It needs no packages and runs on every
+Python from 3.6 on.
 """
 
 import argparse
@@ -37,12 +37,12 @@ REQUIREMENTS = {
 # Packages that only some targets need. pytest 7.4 is the last one for Python 3.7.
 PICTURES = ['matplotlib>=3.5']
 EXERCISES = PICTURES + ['scikit-learn']
+TESTS = EXERCISES + ['pytest>=7.4,<10', 'ruff>=0.14,<1', 'pyyaml>=5', 'ipykernel', 'jupyter_client']
 EXTRAS = {
     'cuda': ['-r', 'requirements.txt', 'tensorflow[and-cuda]'],
     'pictures': PICTURES,
     'exercises': EXERCISES,
-    'tests': EXERCISES
-    + ['pytest>=7.4,<10', 'ruff>=0.14,<1', 'pyyaml>=5', 'ipykernel>=6', 'jupyter_client>=7'],
+    'tests': TESTS,
 }
 NEWEST_CAPABILITY = 7.5  # Of the GPUs that CUDA 10.0, and therefore TensorFlow 1.15, supports.
 SECONDS_BETWEEN_LINES = 10
@@ -50,6 +50,15 @@ SECONDS_BETWEEN_LINES = 10
 
 def say(line):
     print(line, file=sys.stderr, flush=True)
+
+
+def output_of(*command):
+    """Returns what a command prints to stdout, or None if it fails."""
+    try:
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return output.decode().strip()
 
 
 # --- Which Python, which TensorFlow ----------------------------------------------
@@ -63,7 +72,7 @@ def find_python(versions):
     """
     for version in versions:
         for path in candidates(version):
-            if path and succeeds(path, '-c', 'import ensurepip, venv'):
+            if path and output_of(path, '-c', 'import ensurepip, venv') is not None:
                 return path
     return None
 
@@ -81,9 +90,9 @@ def compute_capability():
 
     Returns 0.0 if the driver is too old to report it.
     """
-    if not succeeds('nvidia-smi', '-L'):
+    if output_of('nvidia-smi', '-L') is None:
         return None
-    reported = output_of('nvidia-smi', '--query-gpu=compute_cap', '--format=csv,noheader')
+    reported = output_of('nvidia-smi', '--query-gpu=compute_cap', '--format=csv,noheader') or ''
     return max(map(float, re.findall(r'^\d+\.\d+$', reported, re.MULTILINE)), default=0.0)
 
 
@@ -92,13 +101,13 @@ def choose(asked, capability):
 
     Args:
       asked: the user's choice, or ''.
-      capability: as compute_capability() returns it.
+      capability: from compute_capability().
     """
+    system = f'{platform.system()} {platform.machine()}'
     if asked:
         if asked not in ('1', '2'):
             sys.exit(f'TF={asked}: choose TF=1 for TensorFlow 1.15 or TF=2 for 2.x')
         return asked, 'as you asked'
-    system = f'{platform.system()} {platform.machine()}'
     if system != 'Linux x86_64':
         return '2', f'there is no 1.15 for {system}'
     if not find_python(PYTHONS['tf1']):
@@ -111,23 +120,6 @@ def choose(asked, capability):
             f'the CUDA 10.0 of 1.15 supports GPUs up to {NEWEST_CAPABILITY}'
         )
     return '1', 'the reference (it needs CUDA 10.0 and cuDNN 7; TF=2 installs its own CUDA)'
-
-
-def succeeds(*command):
-    try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except OSError:
-        return False
-    return done.returncode == 0
-
-
-def output_of(*command):
-    """Returns what a command prints, or '' if it fails."""
-    try:
-        printed = subprocess.check_output(command, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        return ''
-    return printed.decode().strip()
 
 
 # --- Environments ----------------------------------------------------------------
@@ -149,15 +141,15 @@ def prepare(name, extras=()):
     def is_missing(stamp):
         try:
             with open(os.path.join(folder, stamp)) as file:
-                return file.read() != wanted[stamp] or not succeeds(python, '-V')
+                return file.read() != wanted[stamp] or output_of(python, '-V') is None
         except OSError:
             return True
 
     if not any(map(is_missing, wanted)):
         return python
     os.makedirs('.venv', exist_ok=True)
-    with locked(folder + '.lock') as lock, open(folder + '.log', 'w') as output:
-        run = functools.partial(run_logged, log=output, lock=lock)
+    with locked(folder + '.lock') as lock, open(folder + '.log', 'w') as log:
+        run = functools.partial(run_logged, log=log, lock=lock)
         # `python -m pip`, because the script bin/pip breaks if the folder is moved.
         install = [python, '-m', 'pip', 'install', '--disable-pip-version-check']
         for stamp in filter(is_missing, wanted):
@@ -175,12 +167,12 @@ def prepare(name, extras=()):
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds a file lock that the OS releases when this process and its children have ended."""
+    """Holds a file lock, which the OS releases when this process and its child have ended."""
     with open(path, 'a') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say('Waiting for another process that is building the environment ...')
+            say('Waiting for another process that is building this environment ...')
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # Some file systems have no locks.
             say(f'Warning: cannot lock {path}: {error.strerror}')
@@ -234,10 +226,7 @@ def run_logged(command, log, lock):
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        sys.exit(f'{end_of_log(20)}\nCould not build the environment. Its log: {log.name}')
-
-
-# --- The command -----------------------------------------------------------------
+        sys.exit(f'{end_of_log(20)}\nCould not build the environment. The whole log: {log.name}')
 
 
 def stop(number, frame):
@@ -245,32 +234,33 @@ def stop(number, frame):
     sys.exit(128 + number)
 
 
-def main(argv=None):
+def main(argv):
+    # argparse would also remove a second `--`, which belongs to the arguments.
+    end = argv.index('--') if '--' in argv else len(argv)
+    arguments = argv[end + 1 :]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--tensorflow', metavar='1|2', default='')
-    parser.add_argument('--with', dest='extra', choices=sorted(EXTRAS))
+    parser.add_argument('--with', dest='extra', choices=sorted(EXTRAS), help='more packages')
     parser.add_argument('--torch', action='store_true', help='only build .venv/torch')
-    parser.add_argument('arguments', nargs='*', metavar='ARGUMENT', help='for Python')
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv[:end])
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # Ignored under `nohup`, for example.
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As under `nohup`.
             signal.signal(number, stop)
     if args.torch:
         prepare('torch')
         return
     capability = compute_capability()
     generation, reason = choose(args.tensorflow, capability)
-    name = 'tf' + generation
-    version = {'1': '1.15', '2': '2.x'}[generation]
+    name, version = {'1': ('tf1', '1.15'), '2': ('tf2', '2.x')}[generation]
     say(f'TensorFlow {version} in .venv/{name}: {reason}.')
     extras = ['cuda'] if generation == '2' and capability is not None else []
     python = prepare(name, extras + ([args.extra] if args.extra else []))
-    if args.arguments:
-        os.execv(python, [python] + args.arguments)
+    if arguments:
+        os.execv(python, [python] + arguments)
     say(f'To use it in this shell: . .venv/{name}/bin/activate')
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])
