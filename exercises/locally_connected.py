@@ -1,85 +1,134 @@
 """Exercise: the top layers of cuda-convnet.
 
-    python exercises/locally_connected.py     or: make exercise NAME=locally_connected
+    "The model architecture in `inference()` differs slightly from the CIFAR-10 model specified in
+    cuda-convnet. In particular, the top layers of Alex's original model are locally connected and
+    not fully connected. Try editing the architecture to exactly reproduce the locally connected
+    architecture in the top layer."
 
-A locally connected layer is a convolution whose filters are not shared: each position of the map
-has weights of its own. In cuda-convnet (layers-conv-local-13pct.cfg) local3 has 64 filters of 3x3
-at each position and local4 32. What its layer file fixes, and the tutorial does not say:
+A locally connected layer is a convolution without sharing: at each position of the image, other
+weights and biases. cuda-convnet's file layers-conv-local-11pct.cfg says about the top layers:
 
-    local3, local4    padding 1, stride 1; initial weights 0.04; decay 0.004; biases from 0, of each
-                      position's own, too
-    fc10              fed by local4 as it is; initial weights 0.01; decay 0.01
+    local3            3x3, 64 filters at each position, ReLU; initial weights 0.04, decay 0.004
+    local4            3x3, 32 filters at each position, ReLU; initial weights 0.04, decay 0.004
+    softmax_linear    fed by local4; initial weights 0.01, decay 0.01
+    all three         images padded with zeros; all biases start from 0, without decay
 
-That makes 2,112,970 parameters. The first loss is 7.24 and not 4.68, for there is more to decay.
-(Initial weights are from the tutorial's truncated normal distribution, not from a normal one.)
+Look at conv(), fully_connected() and inference() in cifar10.py. Write the layer and the network,
+then run `python -m exercises.locally_connected`.
 
-With --use_fp16, in bfloat16, and TensorFlow 2.21 on an AMD EPYC (Zen 4), it printed
-
-    precision @ 1 of /tmp/cifar10_locally_connected/model.ckpt-20000: 0.8133
-
-One run, stopped and resumed once; the tutorial's network had 0.840 after as many steps. A step
-takes 1.17 times as long as the tutorial's: 63 ms in bfloat16 on two cores, 89 ms in float32.
+Hints:
+1. Pad the images. Nine shifted slices of the result, concatenated, hold the 3x3 patches.
+2. tf.matmul of [..., n, m] and [..., m, k] is one product of matrices for each leading index.
+3. The more weights decay, the higher the first loss.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import numpy as np
 
 import cifar10
-import cifar10_train
-from results import record
-from support import checkpoints, script
-from support.normalization import local_response_normalization
-
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
+from exercises import checking
+from support.compat import tf
 
 
-def locally_connected(layer, maps, channels):
-    """[n, h, w, c] -> [n, h, w, channels]: 3x3 filters of each position's own, ReLU."""
-    _, height, width, depth = maps.shape.as_list()
-    # Positions first, for there is a product of matrices at each: [h, w, n, c].
-    padded = tf.pad(tf.transpose(maps, [1, 2, 0, 3]), [[1, 1], [1, 1], [0, 0], [0, 0]])
-    # patches[y, x] are the nine pixels around (y, x), all channels of them. (tf.slice: the
-    # gradient of padded[y : y + height, ...] is slow, with it a step takes 1.4 times as long.)
-    shifted = [
-        tf.slice(padded, [y, x, 0, 0], [height, width, -1, -1]) for y in range(3) for x in range(3)
-    ]
-    patches = tf.concat(shifted, axis=3)
-    with tf.variable_scope(layer):
-        shape = [height, width, 9 * depth, channels]
-        weights = cifar10.weight_variable(shape, stddev=0.04, decay=0.004)
-        biases = cifar10.bias_variable([height, width, channels], 0.0)
-        products = tf.transpose(tf.matmul(patches, weights), [2, 0, 1, 3])
-        activations = tf.nn.relu(products + biases)
-    tf.add_to_collection('activations', activations)
-    return activations
+def locally_connected(name, images, channels):
+    """[n, h, w, depth] -> [n, h, w, channels]. n may be unknown when the graph is built."""
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
-def inference(images, num_classes=cifar10.NUM_CLASSES):
-    """As cifar10.inference(), but for the layers above pool2."""
-    conv1 = cifar10.conv('conv1', images, 64, bias=0.0)
-    norm1 = local_response_normalization(cifar10.max_pool('pool1', conv1), 'norm1')
-    conv2 = cifar10.conv('conv2', norm1, 64, bias=0.1)
-    pool2 = cifar10.max_pool('pool2', local_response_normalization(conv2, 'norm2'))
-    local3 = locally_connected('local3', pool2, 64)
-    local4 = locally_connected('local4', local3, 32)
-    flat = tf.reshape(local4, [-1, local4.shape[1:].num_elements()])
-    return cifar10.fully_connected('softmax_linear', flat, num_classes, 0.01, 0.0, decay=0.01)
+def inference(images):
+    """[n, 24, 24, 3] -> [n, 10] logits."""
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
-def main():
-    cifar10.inference = inference
-    status = cifar10_train.main()
-    if status == 0:
-        path = checkpoints.newest(FLAGS.train_dir)
-        print(f'precision @ 1 of {path}: {record.precision(path, averages=True):.4f}')
-    return status
+# --- The check -----------------------------------------------------------------
+
+NETWORKS = {  # Number of parameters: the mistake.
+    1068298: "this is still the tutorial's network.",
+    2109610: 'the biases are shared between positions. Each position has its own.',
+    174250: 'the weights are shared between positions: these are convolutions.',
+    177610: 'the weights are shared between positions: these are convolutions.',
+    1116490: 'local3 has 32 filters. That is layers-conv-local-13pct.cfg.',
+    5651914: 'the filters are 5x5, not 3x3.',
+}
+# Number of values in a variable: their initial root mean square, and their weight decay.
+LAYERS = {
+    1327104: ('local3, weights', 0.04, 0.004),
+    2304: ('local3, biases', 0.0, 0.0),
+    663552: ('local4, weights', 0.04, 0.004),
+    1152: ('local4, biases', 0.0, 0.0),
+    11520: ('softmax_linear, weights', 0.01, 0.01),
+    10: ('softmax_linear, biases', 0.0, 0.0),
+}
+
+
+def build(function, shape):
+    """Calls function(images) for images [n, ...] of an unknown n. Returns images and outputs."""
+    try:
+        images = tf.placeholder(tf.float32, [None] + shape)
+        return images, function(images)
+    except (TypeError, ValueError):
+        with tf.Graph().as_default():
+            function(tf.zeros([3] + shape))  # If this fails too, its traceback helps more.
+        raise checking.AnswerError(
+            'it only works if the batch size is known. -1 may help in a shape.'
+        )
+
+
+def check_layer(answer):
+    """An output may only depend on the 3x3 pixels around it, in its own image."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        images, outputs = build(lambda x: answer.locally_connected('local', x, 70), [4, 5, 6])
+        shape = f'images [n, 4, 5, 6] with 70 channels became {outputs.shape}. Pad them.'
+        checking.expect(outputs.shape.as_list()[1:] == [4, 5, 70], shape)
+        session.run(tf.global_variables_initializer())
+        feed = {images: np.random.RandomState(0).normal(size=[3, 4, 5, 6])}
+        for y, x, window in (1, 2, np.s_[:3, 1:4]), (3, 0, np.s_[2:, :2]):
+            gradient = session.run(tf.gradients(outputs[1, y, x], images)[0], feed)
+            expected = np.zeros([3, 4, 5], bool)
+            expected[1][window] = True
+            found = gradient.any(axis=3)
+            checking.expect(
+                np.array_equal(found, expected),
+                f'the output of image 1 at row {y}, column {x} should depend on these pixels '
+                f'[image, row, column]: {np.argwhere(expected).tolist()}. It depends on '
+                f'{np.argwhere(found).tolist()}. Look at the order of the axes.',
+            )
+        relu = 'some outputs are negative. The ReLU is missing.'
+        checking.expect(session.run(outputs, feed).min() >= 0, relu)
+    print('locally_connected(): every output depends on its 3x3 pixels')
+
+
+def check(answer):
+    check_layer(answer)
+    with tf.Graph().as_default(), tf.Session() as session:
+        images, logits = build(answer.inference, [24, 24, 3])
+        variables = tf.trainable_variables()
+        number = sum(variable.shape.num_elements() for variable in variables)
+        print(f'inference(): {number:,} parameters, expected 2,112,970')
+        shapes = ', '.join(f'{variable.op.name} {variable.shape}' for variable in variables)
+        hint = NETWORKS.get(number, f'compare with the table: {shapes}')
+        checking.expect(number == 2112970, hint)
+        decay = tf.add_n(tf.get_collection('losses') or [tf.zeros([])])
+        loss = cifar10.loss(logits, np.arange(30) % 10)
+        gradients = tf.gradients(decay, variables, unconnected_gradients='zero')
+        session.run(tf.global_variables_initializer())
+        feed = {images: np.random.RandomState(0).normal(size=[30, 24, 24, 3])}
+        loss, decay, gradients, values = session.run([loss, decay, gradients, variables], feed)
+    print(f'first loss {loss:.2f}: cross entropy {loss - decay:.2f}, weight decay {decay:.2f}')
+    for value, gradient in zip(values, gradients):
+        name, stddev, wd = LAYERS.get(value.size, (None, 0, 0))
+        scale = np.sqrt(np.square(value).mean())  # 0.88 stddev after truncation.
+        factor = np.vdot(gradient, value) / np.vdot(value, value) if scale else 0
+        checking.expect(
+            not name or 0.8 * stddev <= scale <= 1.1 * stddev and np.isclose(factor, wd),
+            f'{name}: initial values {scale:.3f}, decay {factor:.3f}. The table says {stddev} and '
+            f'{wd}. (The first loss is 7.24 if all is right, because more weights decay.)',
+        )
+    checking.expect(7.1 < loss < 7.4, 'the first loss should be 7.24: every weight decays once.')
+    return (
+        'without sharing, two layers of 3x3 filters have more parameters than the whole network '
+        'of the tutorial. The first loss is 7.24 instead of 4.68 because more weights decay.'
+    )
 
 
 if __name__ == '__main__':
-    FLAGS.set_default('train_dir', '/tmp/cifar10_locally_connected')
-    FLAGS.set_default('max_steps', 20000)
-    script.run(main)
+    checking.run(check)

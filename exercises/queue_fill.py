@@ -1,101 +1,126 @@
-"""Exercise: fewer images in the queue before training begins.
+"""Exercise: fewer images in the queue before training starts.
 
-    python exercises/queue_fill.py     or: make exercise NAME=queue_fill
+    "When experimenting, it is sometimes annoying that the first training step can take so long. Try
+    decreasing the number of images that initially fill up the queue. Search for
+    `min_fraction_of_examples_in_queue` in `cifar10_input.py`."
 
-The first step waits until the queue holds min_fraction_of_examples_in_queue of an epoch. With
-less, it comes sooner. The price: a batch mixes only what is in the queue at the same time. That
-cannot be seen with CIFAR-10's files, which are shuffled already. So here is also a copy of them
-sorted by class, as one gets it by writing a data set folder by folder: two classes a file.
-(Needs matplotlib.)
+Why is it so high? A batch can mix only the images that are in the queue at the same time. You do
+not notice with CIFAR-10, whose files are shuffled. But files are often sorted by class: somebody
+wrote one folder of pictures after the other. The check makes up such a data set: ten classes in
+five files, two in each. Fill the queue with at most 500 images, and repair these files. Then run
+`python -m exercises.queue_fill`.
 
-Mixed well, the commonest class of a batch of 128 makes 14 % of it; queue_fill.png shows what
-became of the classes. 10 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:
-
-    0.4: first batch after 0.43 s; of files sorted by class, the commonest makes 24%
-    0.05: first batch after 0.15 s; of files sorted by class, the commonest makes 71%
-    0.005: first batch after 0.11 s; of files sorted by class, the commonest makes 89%
-
-Reading 256 records at a time, this tutorial has filled its queue before one has noticed: the
-fraction of 0.4 may stay.
+Hints:
+1. distorted_inputs() in cifar10_input.py takes the fraction as an argument; num_examples() counts.
+2. A class must not stay in one file.
+3. A record is one row: the label and the pixels of its image.
 """
 
 import contextlib
-import os
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import cifar10
-import cifar10_input
-from support import script
-
-from matplotlib.figure import Figure
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-FLAGS = tf.flags.FLAGS
-FRACTIONS = [0.4, 0.05, 0.005]
-NUM_BATCHES = 100
-tf.flags.DEFINE_string('picture', '/tmp/queue_fill.png', 'Where to draw the batches.')
+import cifar10_input
+from exercises import checking
+from support.compat import tf
 
 
-def write_sorted(source, folder):
-    """Copies the training files, with all records in the order of their labels."""
-    files = cifar10_input.data_files(False, source)
-    records = np.concatenate([np.fromfile(path, np.uint8) for path in files])
-    records = records.reshape(-1, cifar10_input.RECORD_BYTES)
-    records = records[np.argsort(records[:, 0], kind='stable')]
-    for path, part in zip(files, np.array_split(records, len(files))):
-        part.tofile(os.path.join(folder, os.path.basename(path)))
+def distorted_inputs(data_dir, batch_size):
+    """As cifar10_input.distorted_inputs(), but the first batch waits for 500 images at most."""
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
-def first_batches(folder, fraction):
-    """The seconds up to the first batch, and for each batch the share of each class."""
-    with tf.Graph().as_default():
+def shuffle(files):
+    """Shuffles the records of a data set, once, before training.
+
+    Args:
+      files: list of five arrays [n, 3073] uint8, one for each file; a row is a record.
+
+    Returns:
+      Another such list, with the same records.
+    """
+    raise checking.NotStartedError  # YOUR CODE HERE
+
+
+# --- The check -----------------------------------------------------------------
+
+RECORDS_PER_FILE = 10000  # As in CIFAR-10.
+
+
+def sorted_files():
+    """A made-up data set. The first pixels are the number of the record."""
+    records = np.zeros([5 * RECORDS_PER_FILE, cifar10_input.RECORD_BYTES], np.uint8)
+    numbers = np.arange(len(records))
+    records[:, 0] = 10 * numbers // len(records)
+    records[:, 1:5] = numbers.astype('>u4').view(np.uint8).reshape(-1, 4)
+    return np.split(records, 5)
+
+
+def measure(inputs, files):
+    """Reads 50 batches of 128 from these files.
+
+    Returns:
+      The number of images that the first batch waits for, the seconds until then, and the mean
+      fraction of the most common class in a batch.
+    """
+    with tempfile.TemporaryDirectory() as folder, tf.Graph().as_default() as graph:
+        for path, records in zip(cifar10_input.data_files(False, folder), files):
+            records.tofile(path)
         with contextlib.redirect_stdout(None):
-            _, labels = cifar10_input.distorted_inputs(folder, FLAGS.batch_size, fraction)
+            images, labels = inputs(folder, 128)
+        queues = [op for op in graph.get_operations() if op.type == 'RandomShuffleQueueV2']
+        waits_for = sum(op.get_attr('min_after_dequeue') for op in queues)
         begin = time.monotonic()
         with tf.train.SingularMonitoredSession() as session:
-            batches = [session.run(labels)]
+            batches = [session.run([images, labels])[1]]
             seconds = time.monotonic() - begin
-            batches += [session.run(labels) for _ in range(NUM_BATCHES - 1)]
-    num_classes = len(cifar10_input.class_names(folder))
-    shares = [np.bincount(batch, minlength=num_classes) / batch.size for batch in batches]
-    return seconds, np.array(shares)
+            batches += [session.run([images, labels])[1] for _ in range(49)]
+    return waits_for, seconds, np.mean([np.bincount(batch).max() / 128 for batch in batches])
 
 
-def draw(shares, path):
-    """A panel for each fraction: from left to right the batches, the height of a colour a class."""
-    figure = Figure(figsize=(9, 6))
-    panels = figure.subplots(len(shares), sharex=True)
-    for panel, (fraction, share) in zip(panels, shares.items()):
-        panel.stackplot(range(len(share)), share.T)
-        panel.set(ylabel=fraction, ylim=(0, 1), xlim=(0, len(share) - 1), yticks=[])
-    panels[0].set_title('Classes in the first batches, by min_fraction_of_examples_in_queue')
-    panels[-1].set_xlabel('batch')
-    figure.savefig(path, dpi=100, bbox_inches='tight')
+def check_records(files):
+    """Are these the records of sorted_files(), in any order?"""
+    shapes = [records.shape[1:] for records in files]
+    checking.expect(shapes == 5 * [(3073,)], 'shuffle() should return five arrays [n, 3073].')
+    records = np.concatenate(files)
+    numbers = np.ascontiguousarray(records[:, 1:5]).view('>u4').ravel()
+    checking.expect(
+        np.array_equal(np.sort(numbers), np.arange(5 * RECORDS_PER_FILE)),
+        'after shuffle(), records are missing or doubled, or their pixels are exchanged.',
+    )
+    checking.expect(
+        np.array_equal(records[:, 0], 10 * numbers // len(numbers)),
+        'shuffle() separates the labels from their images. Move whole rows.',
+    )
 
 
-def main():
-    cifar10.maybe_download_and_extract()
-    with tempfile.TemporaryDirectory() as folder:
-        write_sorted(cifar10.data_folder(), folder)
-        first_batches(folder, FRACTIONS[-1])  # A process's first session takes longer.
-        shares = {}
-        for fraction in FRACTIONS:
-            seconds, _ = first_batches(cifar10.data_folder(), fraction)
-            _, shares[fraction] = first_batches(folder, fraction)
-            commonest = shares[fraction].max(axis=1).mean()
-            print(
-                f'{fraction}: first batch after {seconds:.2f} s; of files sorted by class, '
-                f'the commonest makes {commonest:.0%}',
-                flush=True,
-            )
-    draw(shares, FLAGS.picture)
-    print(f'Saved {FLAGS.picture}.')
+def check(answer):
+    files = sorted_files()
+    yours = measure(answer.distorted_inputs, files)
+    line = '{}: first batch after {} images, {:.2f} s; most common class: {:.0%} of a batch'
+    tutorial = measure(cifar10_input.distorted_inputs, files)
+    print(line.format("sorted files, the tutorial's input", *tutorial))
+    print(line.format('sorted files, your input', *yours))
+    checking.expect(
+        yours[0] <= 500, 'the queue holds too many images. 0.4 is the default of an argument.'
+    )
+    shuffled = answer.shuffle([file.copy() for file in files])
+    check_records(shuffled)
+    *_, fraction = yours = measure(answer.distorted_inputs, shuffled)
+    print(line.format('your files, your input', *yours))
+    checking.expect(
+        fraction < 0.2 or max(len(np.unique(file[:, 0])) for file in shuffled) > 2,
+        'the files are still sorted: each holds two classes, and so do most batches. The first one '
+        'comes early, but the network learns two classes at a time.',
+    )
+    checking.expect(fraction < 0.2, 'each file holds many classes, but one after the other.')
+    return (
+        'a batch of 128 whose most common class makes 14 or 15 % is well mixed. A large queue is '
+        'insurance against sorted files. Files that are shuffled once need no large queue.'
+    )
 
 
 if __name__ == '__main__':
-    script.run(main)
+    checking.run(check)

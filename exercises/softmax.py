@@ -1,102 +1,120 @@
-"""Exercise: inference() returns probabilities, by tf.nn.softmax.
+"""Exercise: probabilities instead of logits.
 
-    python exercises/softmax.py     or: make exercise NAME=softmax
+    "The output of `inference` are un-normalized logits. Try editing the network architecture to
+    return normalized predictions using `tf.nn.softmax`."
 
-Three functions change. inference() gets a softmax at its end. The precision stays the same, to the
-image: a softmax changes no order. loss() applies a softmax of its own, so it has to be given
-logits again, and the logarithms of the probabilities are such. Forget that, and you see a loss
-that hardly falls: a softmax of numbers from 0 to 1 gives no class more than e / (e + 9) = 0.23.
-So the softmax of probabilities(), for the evaluator, prediction and export, has to go, too.
+Look at inference() and loss() in cifar10.py. Where is the softmax now? Write both functions anew,
+so that training works as before. Then run `python -m exercises.softmax`.
 
-It is the same loss only on paper. Once a logit is ahead by some hundred, the others' probability
-is 0 in float32 and its logarithm minus infinity. tf.nn.softmax_cross_entropy_with_logits never
-forms the probability; that is why the tutorial returns logits.
-
-15 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:
-
-    inference() returns logits: precision 0.8661
-      first loss 4.671840
-      a wrong logit ahead by 20: loss 20.0, gradient -1.0
-      a wrong logit ahead by 200: loss 200.0, gradient -1.0
-    inference() returns probabilities: precision 0.8661
-      first loss 4.671840
-      a wrong logit ahead by 20: loss 20.0, gradient -1.0
-      a wrong logit ahead by 200: loss inf, gradient nan
-    The gradients differ by 1.6e-06 of the largest at most.
+Hints:
+1. The functions belong together: cifar10.loss() expects logits and applies a softmax to them.
+2. Which logits does softmax turn into the probabilities p?
+3. A float32 number below 1e-45 is 0, and a probability can be smaller than that.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import numpy as np
 
 import cifar10
-from results import record
-from support import checkpoints, script
-
-import numpy as np
-import tensorflow.compat.v1 as tf
-
-original = {name: getattr(cifar10, name) for name in ('inference', 'loss', 'probabilities')}
+from exercises import checking
+from support.compat import tf
 
 
-def inference(images, num_classes=cifar10.NUM_CLASSES):
-    """As cifar10.inference(), but normalized: [n, num_classes], rows that add up to 1."""
-    return tf.nn.softmax(original['inference'](images, num_classes))
+def inference(images):
+    """[n, 24, 24, 3] -> [n, 10]: the probabilities of the classes."""
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
 def loss(probabilities, labels):
-    """As cifar10.loss(), of what inference() returns here."""
-    return original['loss'](tf.log(probabilities), labels)
+    """[n, 10], [n] -> scalar: the same loss as cifar10.loss() of the logits."""
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
-def probabilities(images, num_classes, num_views):
-    """As cifar10.probabilities(), of what inference() returns here."""
-    outputs = inference(tf.reshape(images, [-1, *images.shape.as_list()[-3:]]), num_classes)
-    return tf.reduce_mean(tf.reshape(outputs, [-1, num_views, num_classes]), axis=1)
+# --- The check -----------------------------------------------------------------
+
+LABELS = np.arange(20) % 10
+IMAGES = np.random.RandomState(0).normal(size=[10, 1, 1, 3])[LABELS]  # A color for each class.
+IMAGES = (IMAGES + np.random.RandomState(1).normal(0, 0.5, [20, 24, 24, 3])).astype(np.float32)
 
 
-def loss_and_gradients(functions, images, labels):
-    """Of the network with its initial weights, the same for all `functions`."""
+def outputs(answer):
+    """What inference() returns, and what it should: for a network that is sure."""
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(1)
-        total = functions['loss'](functions['inference'](tf.constant(images)), labels)
-        gradients = tf.gradients(total, tf.trainable_variables())
+        with tf.variable_scope('', reuse=tf.AUTO_REUSE):
+            results = answer.inference(IMAGES), tf.nn.softmax(cifar10.inference(IMAGES))
+            weights = tf.get_variable('softmax_linear/weights')
         session.run(tf.global_variables_initializer())
-        return session.run([total, gradients])
+        session.run(weights.assign(100 * weights))
+        return session.run(results)
 
 
-def logit_ahead(functions, lead):
-    """The loss, and its gradient, where a wrong class is so far ahead of the right one."""
+def train(model, steps=50):
+    """The loss before and after some steps of training on one batch."""
     with tf.Graph().as_default(), tf.Session() as session:
-        logits = tf.constant([[lead, 0.0]])
-        output = tf.nn.softmax(logits) if functions is not original else logits
-        total = functions['loss'](output, [1])
-        return session.run([total, tf.gradients(total, logits)[0][0, 1]])
+        tf.set_random_seed(1)
+        loss = model.loss(model.inference(IMAGES), LABELS)
+        step = tf.train.GradientDescentOptimizer(0.02).minimize(loss)
+        session.run(tf.global_variables_initializer())
+        losses = [session.run([loss, step])[0] for _ in range(steps)]
+        return losses[0], losses[-1]
 
 
-def main():
-    replaced = {'inference': inference, 'loss': loss, 'probabilities': probabilities}
-    cifar10.maybe_download_and_extract()
-    path = checkpoints.newest(record.FLAGS.checkpoint_dir, required=True)
-    images = np.random.RandomState(0).normal(size=[128, 24, 24, 3]).astype(np.float32)
-    labels = np.arange(128) % 10
-    found = []
-    for name, functions in ('logits', original), ('probabilities', replaced):
-        vars(cifar10).update(functions)
-        total, gradients = loss_and_gradients(functions, images, labels)
-        found.append(gradients)
-        print(f'inference() returns {name}: precision {record.precision(path, True):.4f}')
-        print(f'  first loss {total:.6f}')
-        for lead in 20.0, 200.0:
-            print(
-                '  a wrong logit ahead by %.0f: loss %s, gradient %s'
-                % (lead, *logit_ahead(functions, lead))
-            )
-    gap = max(abs(a - b).max() / abs(a).max() for a, b in zip(*found))
-    print(f'The gradients differ by {gap:.1e} of the largest at most.')
+def wrong_by(lead, loss, activation):
+    """The loss where a wrong logit is ahead by `lead`, and its gradient for the right logit."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits = tf.constant([[lead] + 9 * [0.0]])
+        value = loss(activation(logits), [1])
+        return session.run([value, tf.gradients(value, logits)[0][0, 1]])
+
+
+def check(answer):
+    found, expected = outputs(answer)
+    print(f'inference(): the outputs for an image add up to {found[0].sum():.3f}')
+    axis = 'the softmax runs over the batch. The classes are the last axis.'
+    checking.expect(not np.allclose(found.sum(0), 1, 1e-3), axis)
+    sums = 'inference() still returns logits. Probabilities add up to 1.'
+    checking.expect(np.allclose(found.sum(1), 1, 1e-3), sums)
+    print(f'inference(): the largest output is {found.max():.3f}, expected {expected.max():.3f}')
+    twice = 'The softmax of numbers from 0 to 1 gives no class more than e / (e + 9) = 0.23.'
+    checking.expect(found.max() > 0.233, f'inference() applies softmax twice. {twice}')
+    other = 'these are not the probabilities that belong to the logits of cifar10.inference().'
+    checking.expect(np.allclose(found, expected, atol=1e-3), other)
+
+    for name, model in ('logits', cifar10), ('probabilities', answer):
+        first, last = train(model)
+        print(f'50 steps on one batch, {name}: the loss falls from {first:.2f} to {last:.2f}')
+    by_2, softmax_twice = (
+        wrong_by(2.0, loss, tf.nn.softmax)[0] for loss in (answer.loss, cifar10.loss)
+    )
+    checking.expect(
+        not np.isclose(by_2, softmax_twice, rtol=1e-3),
+        f'the loss hardly falls because loss() applies a second softmax. {twice} See hint 2.',
+    )
+    decay = 'the weight decay is missing. Its terms are in the collection "losses".'
+    checking.expect(first > 2.4, decay)
+    checking.expect(
+        np.isclose(by_2, 2.8, rtol=0.01) and 4.5 < first < 4.9,
+        f'if the logits are 2, 0, 0 ..., the cross entropy of the second class is 2.80. Yours is '
+        f'{by_2:.2f}. The first loss is 4.68. Yours is {first:.2f}.',
+    )
+
+    for name, loss, activation in (
+        ('logits', cifar10.loss, tf.identity),
+        ('probabilities', answer.loss, tf.nn.softmax),
+    ):
+        by_200, gradient = wrong_by(200.0, loss, activation)
+        print(f'a wrong logit ahead by 200, {name}: loss {by_200:.1f}, gradient {gradient + 0:.1f}')
+    checking.expect(
+        np.isfinite([by_200, gradient]).all(),
+        'the probability of the right class is 0 in float32, and the logarithm of 0 is infinite. '
+        'Give the logarithm a smallest probability.',
+    )
+    return (
+        'the same network learns the same. But where a probability is 0, the gradient is 0, too: '
+        'the network cannot learn from its worst mistakes. From logits, softmax and logarithm can '
+        "be computed together and exactly. That is why the tutorial's inference() returns logits."
+    )
 
 
 if __name__ == '__main__':
-    record.FLAGS.set_default('checkpoint_dir', os.path.dirname(record.__file__))
-    script.run(main)
+    checking.run(check)

@@ -1,98 +1,152 @@
-"""Exercise: street view house numbers, SVHN, in the place of CIFAR-10.
+"""Exercise: street numbers instead of CIFAR-10.
 
-    python cifar10_convert.py FOLDER --data_dir=/tmp/svhn
-    python exercises/street_numbers.py --data_dir=/tmp/svhn
+    "Download the Street View House Numbers (SVHN) data set. Fork the CIFAR-10 tutorial and swap in
+    the SVHN as the input data. Try adapting the network architecture to improve predictive
+    performance."
 
-    python exercises/street_numbers.py      or: make exercise NAME=street_numbers
+http://ufldl.stanford.edu/housenumbers describes the files, train_32x32.mat and test_32x32.mat.
+Each holds two arrays: X, [32, 32, 3, n] uint8, and y, [n, 1], where a 10 means the digit 0. Look
+at distort() in cifar10_input.py: what is right for photos and wrong for digits? Write both
+functions. The check makes up a file of the same format, with digits like those of a pocket
+calculator, and trains the tutorial's network on them. Run `python -m exercises.street_numbers`.
 
-FOLDER holds train_32x32.mat and test_32x32.mat from http://ufldl.stanford.edu/housenumbers/.
-cifar10_convert.py knows their ways: arrays whose last axis is the image, labels in a column, 10
-for a zero. Where there is no data, it is given scikit-learn's 1,797 handwritten digits, blown up
-from 8x8 pixels and written as such files. (Needs SciPy and scikit-learn.)
+Hints:
+1. scipy.io.loadmat(path) returns a dict of arrays. np.transpose moves axes; np.reshape does not.
+2. What does a calculator's 2 look like in a mirror?
+3. tf.image.random_crop crops a single image. For a batch, look at random_crop_and_flip().
 
-The network is trained three times, each in a folder of --data_dir:
-
-    as it is            half of the images mirrored: no 2 or 3 that one knows looks like that
-    no mirroring        another random_crop_and_flip()
-    another network     and another inference(): three convolutions, with twice as many filters
-                        each time the map is halved, and no local response normalization
-
-7 minutes on two cores of an AMD EPYC (Zen 4) with other work, with TensorFlow 2.21:
-
-    as it is: precision @ 1 = 0.9700
-    no mirroring: precision @ 1 = 0.9800
-    another network: precision @ 1 = 0.9833
-
-That is 291, 294 and 295 of 300 test images, so what one sees may be chance; SVHN, with 26,032 of
-them, was not to be had. Another network took two thirds of the time of a step.
+Afterwards, cifar10_convert.py turns the real files into a data set for all scripts. Networks of
+your own are described in exercises/README.md.
 """
 
-import functools
 import os
-import sys
 import tempfile
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import numpy as np
 
 import cifar10
-import cifar10_convert
 import cifar10_input
-import cifar10_train
-from results import record
-from support import checkpoints, script
-
-import numpy as np
-import scipy.io
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
+from exercises import checking
+from support import script
+from support.compat import tf
 
 
-def write_digits(folder):
-    """Writes scikit-learn's digits as files in SVHN's format; one in six is for the test."""
-    from sklearn import datasets
+def read_svhn(path):
+    """Reads a file of SVHN.
 
-    digits = datasets.load_digits()
-    images = np.kron(digits.images * 255 / 16, np.ones([1, 4, 4])).astype(np.uint8)  # 8x8 -> 32x32
-    is_test = np.arange(len(images)) % 6 == 0
-    for name, part in ('train', ~is_test), ('test', is_test):
-        x = np.stack([images[part]] * 3, axis=-1).transpose(1, 2, 3, 0)
-        y = np.where(digits.target == 0, 10, digits.target)[part, np.newaxis]
-        scipy.io.savemat(os.path.join(folder, f'{name}_32x32.mat'), {'X': x, 'y': y})
+    Returns:
+      images: [n, 32, 32, 3] uint8.
+      labels: [n] integers from 0 to 9, the digits.
+    """
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
-def inference(images, num_classes):
-    """Three times convolution and pooling, then as cifar10.inference()."""
-    maps = images
-    for i, channels in enumerate([32, 64, 128], 1):
-        maps = cifar10.conv(f'conv{i}', maps, channels, bias=0.0)
-        maps = cifar10.max_pool(f'pool{i}', maps)
-    flat = tf.reshape(maps, [-1, maps.shape[1:].num_elements()])
-    local4 = cifar10.fully_connected('local4', flat, 192, 0.04, 0.1, 0.004, tf.nn.relu)
-    return cifar10.fully_connected('softmax_linear', local4, num_classes, 1 / 192.0, 0.0)
+def distort(images):
+    """[n, 32, 32, 3] uint8 -> [n, 24, 24, 3] float32: as cifar10_input.distort(), for digits."""
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
-def main():
-    if not os.path.isdir(cifar10.data_folder()):
-        with tempfile.TemporaryDirectory() as folder:
-            write_digits(folder)
-            cifar10_convert.main([folder])
-    for name in 'as it is', 'no mirroring', 'another network':
-        if name == 'no mirroring':
-            cifar10_input.random_crop_and_flip = functools.partial(
-                cifar10_input.random_crop_and_flip, mirror=False
-            )
-        if name == 'another network':
-            cifar10.inference = inference
-        FLAGS.train_dir = os.path.join(FLAGS.data_dir, name.replace(' ', '_'))
-        status = cifar10_train.main()
-        if status:
-            return status
-        path = checkpoints.newest(FLAGS.train_dir)
-        print(f'{name}: precision @ 1 = {record.precision(path, averages=True):.4f}', flush=True)
+# --- The check -----------------------------------------------------------------
+
+# Each character is a row of three pixels: 5 is 101.
+DIGITS = '75557 11111 71747 71717 55711 74717 74757 71111 75757 75717'.split()
+NUM_TRAIN, STEPS = 2500, 200
+
+
+def draw(digits):
+    """[n] -> [n, 32, 32, 3] uint8: digits in random colors."""
+    rows = np.array([list(characters) for characters in DIGITS]).astype(np.uint8)
+    shapes = np.kron((rows[..., np.newaxis] >> np.array([2, 1, 0])) & 1, np.ones([1, 3, 5]))
+    shapes = np.pad(shapes, [(0, 0), (8, 9), (8, 9)], 'constant')[..., np.newaxis]
+    random = np.random.RandomState(0)
+    paper = random.uniform(20, 120, [len(digits), 1, 1, 3])
+    ink = random.uniform(40, 120, [len(digits), 1, 1, 3])
+    noise = random.normal(0, 10, [len(digits), 32, 32, 3])
+    return np.clip(paper + ink * shapes[digits] + noise, 0, 255).astype(np.uint8)
+
+
+def check_read(answer, pixels, digits):
+    try:
+        import scipy.io
+    except ImportError:
+        raise script.UserError('the files of SVHN need SciPy: pip install scipy')
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'train_32x32.mat')
+        y = np.where(digits == 0, 10, digits)[:, np.newaxis]
+        scipy.io.savemat(path, {'X': pixels.transpose(1, 2, 3, 0), 'y': y})
+        images, labels = map(np.asarray, answer.read_svhn(path))
+    print(f'read_svhn(): images {images.shape} {images.dtype}, labels {labels.shape}')
+    axes = 'the last axis of X is the image. It should be the first of [n, 32, 32, 3].'
+    checking.expect(images.shape == pixels.shape, axes)
+    sides = 'rows and columns are exchanged: the digits lie on their sides.'
+    checking.expect(not np.array_equal(images, pixels.transpose(0, 2, 1, 3)), sides)
+    mixed = 'the shape is right, but not the order of the pixels. np.reshape does not move axes.'
+    checking.expect(np.array_equal(images, pixels), mixed)
+    checking.expect(images.dtype == np.uint8, f'the images are {images.dtype}, not uint8.')
+    checking.expect(labels.shape == digits.shape, 'y is a column, but labels should be [n].')
+    checking.expect(labels.max() < 10, 'a label is 10. In these files, it means the digit 0.')
+    one_less = 'each label is one less than its digit. Only the 10 has to change.'
+    checking.expect(not np.array_equal(labels, (digits - 1) % 10), one_less)
+    checking.expect(np.array_equal(labels, digits), 'some labels are not the digits.')
+
+
+def check_distort(answer):
+    """What becomes of 99 copies of an image that gets brighter from left to right?"""
+    random = np.random.RandomState(0)
+    image = 5 * np.arange(32)[:, np.newaxis] + random.randint(60, size=[32, 32, 3])
+    with tf.Graph().as_default(), tf.Session() as session:
+        images = session.run(answer.distort(tf.constant(np.tile(image, [99, 1, 1, 1]), tf.uint8)))
+    checking.expect(images.shape == (99, 24, 24, 3), f'distort() returns the shape {images.shape}.')
+    is_mirrored = images[:, :, :12].mean(axis=(1, 2, 3)) > images[:, :, 12:].mean(axis=(1, 2, 3))
+    print(f'distort(): {is_mirrored.sum()} of 99 images are mirrored')
+    checking.expect(not is_mirrored.any(), 'some digits are mirrored. In a mirror, a 2 is a 5.')
+    crops = len(np.unique(images.round(2), axis=0))
+    checking.expect(crops > 1, 'all images get the same crop. See hint 3.')
+    is_standardized = abs(images.mean()) < 0.01 and abs(images.std() - 1) < 0.05
+    checking.expect(is_standardized, 'the images are not standardized. See standardize().')
+
+
+def inference(images):
+    """A network for the check, smaller than the tutorial's: [n, 24, 24, 3] -> [n, 10] logits."""
+    pool1 = cifar10.max_pool('pool1', cifar10.conv('conv1', images, 16, stddev=0.1, bias=0.1))
+    flat = tf.reshape(pool1, [-1, 12 * 12 * 16])
+    local2 = cifar10.fully_connected('local2', flat, 64, stddev=0.04, bias=0.1)
+    return cifar10.fully_connected(
+        'softmax_linear', local2, 10, stddev=1 / 64, bias=0.0, activation=tf.identity
+    )
+
+
+def accuracy(distort, images, labels):
+    """Trains on the first images. Returns the accuracy on the others, and on their 2s and 5s."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(1)
+        batch = tf.random_uniform([64], maxval=NUM_TRAIN, dtype=tf.int32)
+        logits = inference(distort(tf.gather(images, batch)))
+        loss = cifar10.loss(logits, tf.gather(labels, batch))
+        step = tf.train.MomentumOptimizer(0.02, 0.9).minimize(loss)
+        centers = tf.cast(cifar10_input.fixed_views(tf.constant(images[NUM_TRAIN:]), 1), tf.float32)
+        with tf.variable_scope('', reuse=True):
+            predictions = tf.argmax(inference(cifar10_input.standardize(centers[:, 0])), 1)
+        session.run(tf.global_variables_initializer())
+        for _ in range(STEPS):
+            session.run(step)
+        is_correct = session.run(predictions) == labels[NUM_TRAIN:]
+    return is_correct.mean(), is_correct[np.isin(labels[NUM_TRAIN:], [2, 5])].mean()
+
+
+def check(answer):
+    digits = np.random.RandomState(1).randint(0, 10, NUM_TRAIN + 500)
+    images = draw(digits)
+    check_read(answer, images, digits)
+    check_distort(answer)
+    for whose, distort in ("CIFAR-10's", cifar10_input.distort), ('your', answer.distort):
+        overall, of_2_and_5 = accuracy(distort, images, digits)
+        print(f'with {whose} distort(): accuracy {overall:.3f}, of 2 and 5 alone {of_2_and_5:.3f}')
+    return (
+        'a mirrored horse is a horse, but a mirrored 2 is a 5 on a calculator, and then no network '
+        'can tell them apart.'
+    )
 
 
 if __name__ == '__main__':
-    FLAGS.data_dir = '/tmp/digits_data'  # Not set_default(): conversion wants it said.
-    FLAGS.set_default('max_steps', 1000)
-    script.run(main)
+    checking.run(check)

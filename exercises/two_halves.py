@@ -1,113 +1,148 @@
-"""Exercise: two towers with a batch of 64 each, against one with 128.
+"""Exercise: two towers with half of a batch each.
 
-    python exercises/two_halves.py     or: make exercise NAME=two_halves
+    "The default settings for `cifar10_train.py` is to run on a batch size of 128. Try running
+    `cifar10_multi_gpu_train.py` on 2 GPUs with a batch size of 64 and compare the training speed."
 
-The same images, and as the gradients show, the same step. Where does the time go? TensorFlow
-tells for a single run, if asked by RunOptions: for each op when it began and ended. Sums by kind
-of op are printed, and the traces are saved for chrome://tracing, where one sees what runs side by
-side. With two GPUs each tower has its own; without any, the towers share the CPU's cores. (The
-sums are right on a CPU. A GPU's kernels come more than once: look at the trace.)
+With two GPUs, run it and compare examples/sec:
 
-20 seconds on two cores of an AMD EPYC (Zen 4), with TensorFlow 2.21:
+    python cifar10_train.py --batch_size=128 --max_steps=200
+    python cifar10_multi_gpu_train.py --num_gpus=2 --batch_size=64 --max_steps=200 \\
+        --train_dir=/tmp/two_halves
 
-    The gradients differ by 3.3e-06 of the largest at most.
-    1 x 128: 1667 images/s; trace: /tmp/two_halves-1.json
-      _MklNativeConv2DBackpropFilter 32.3 ms, _MklNativeConv2DBackpropInput 27.3 ms, ...
-    2 x 64: 1737 images/s; trace: /tmp/two_halves-2.json
-      _MklNativeConv2DBackpropFilter 29.3 ms, _MklNativeConv2DBackpropInput 28.5 ms, ...
-    Ratio: 1.04
+But is it the same training? Look at build_towers() in cifar10_multi_gpu_train.py, and write it for
+two halves of one batch. The check compares the gradients with those of one tower, and the speed of
+both, on any machine. Run `python -m exercises.two_halves`.
 
-In 1.15 it is 639 and 703 images/s, a ratio of 1.05. With one tower or two, most of the time goes
-into the gradients of the convolutions.
+Hints:
+1. tf.split cuts images and labels into halves.
+2. Both towers share their variables. tf.variable_scope has an argument for it.
+3. Which weight decay does loss() add? Its docstring says when it looks at one tower only.
 """
 
-import collections
-import os
 import statistics
-import sys
 import time
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import cifar10
-import cifar10_multi_gpu_train
-from support import devices, script
+import types
 
 import numpy as np
-import tensorflow.compat.v1 as tf
-from tensorflow.python.client import timeline
 
-FLAGS = tf.flags.FLAGS
-tf.flags.DEFINE_string('trace', '/tmp/two_halves', 'Where to save the traces: TRACE-1.json, ...')
-tf.flags.DEFINE_integer('rounds', 10, 'Of 10 steps with each number of towers.', lower_bound=1)
-IMAGES = 128
+import cifar10
+from exercises import checking
+from support import devices
+from support.compat import tf
 
 
-def gradients(num_towers):
-    """The gradients for the same images and initial weights, whatever the number of towers."""
-    images = np.random.RandomState(0).normal(size=[IMAGES, 24, 24, 3]).astype(np.float32)
-    parts = zip(np.split(images, num_towers), np.split(np.arange(IMAGES) % 10, num_towers))
-    optimizer = tf.train.GradientDescentOptimizer(0.1)
-    towers = []
-    with tf.Graph().as_default(), tf.Session() as session:
-        tf.set_random_seed(1)
-        with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-            for i, (images, labels) in enumerate(parts):
-                with tf.name_scope(f'{cifar10.TOWER_NAME}_{i}'):
-                    loss = cifar10.loss(cifar10.inference(tf.constant(images)), labels)
-                    towers.append(optimizer.compute_gradients(loss))
-        average = cifar10_multi_gpu_train.average_gradients(towers)
-        session.run(tf.global_variables_initializer())
-        return session.run([gradient for gradient, _ in average])
+def gradients(model, optimizer, images, labels):
+    """Builds two towers, each on half of the images.
+
+    Args:
+      model: has the functions inference(images) and loss(logits, labels).
+      optimizer: a tf.train.Optimizer.
+      images: [n, 24, 24, 3], for both towers together.
+      labels: [n].
+
+    Returns:
+      The averages of the two towers' gradients: a list of pairs (gradient, variable).
+    """
+    raise checking.NotStartedError  # YOUR CODE HERE
 
 
-def start_trainer(num_towers):
-    """A session that can train with so many towers, and what to run in it."""
-    FLAGS.num_gpus, FLAGS.batch_size = num_towers, IMAGES // num_towers
-    with tf.Graph().as_default():
-        step = cifar10_multi_gpu_train.build_step(tf.train.get_or_create_global_step())
-        session = tf.train.SingularMonitoredSession(config=devices.session_config(False))
-        session.run(step.train_op)
-        return session, step.train_op
+# --- The check -----------------------------------------------------------------
+
+DESCENT = tf.train.GradientDescentOptimizer(0.1)
+CONFIG = devices.session_config(use_fp16=False)  # Without GPUs, the towers are on the CPU.
+IMAGES = np.random.RandomState(0).normal(size=[128, 24, 24, 3]).astype(np.float32)
+LABELS = np.arange(128) % 10
+ROUNDS = 5  # Of the measurement.
 
 
-def trace(session, train_op, path):
-    """Runs a step, saves its trace, and returns milliseconds by kind of op, added up."""
-    options, found = tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE), tf.RunMetadata()
-    session.run(train_op, options=options, run_metadata=found)
-    with open(path, 'w') as file:
-        file.write(timeline.Timeline(found.step_stats).generate_chrome_trace_format())
-    total = collections.Counter()
-    for device in found.step_stats.dev_stats:
-        for node in device.node_stats:
-            kind = node.timeline_label.partition(' = ')[2].partition('(')[0]
-            total[kind or node.node_name] += (
-                node.op_end_rel_micros - node.op_start_rel_micros
-            ) / 1e3
-    return total
+def one_tower(model, optimizer, images, labels):
+    return optimizer.compute_gradients(model.loss(model.inference(images), labels))
 
 
-def main():
-    cifar10.maybe_download_and_extract()
-    print(devices.describe(False), flush=True)
-    gap = max(abs(a - b).max() / abs(a).max() for a, b in zip(gradients(1), gradients(2)))
-    print(f'The gradients differ by {gap:.1e} of the largest at most.', flush=True)
-    trainers = {num_towers: start_trainer(num_towers) for num_towers in (1, 2)}
-    rates = {num_towers: [] for num_towers in trainers}
-    for _ in range(FLAGS.rounds):
-        for num_towers, (session, train_op) in trainers.items():
+def evaluate(gradients, examples):
+    """Builds the gradients for some of the examples, and runs them with fixed variables.
+
+    Returns:
+      Dict of variable name -> gradient, and the list of the towers' batch sizes.
+    """
+    sizes, random = [], np.random.RandomState(1)
+
+    def inference(images):
+        sizes.append(images.shape.as_list()[0])
+        return cifar10.inference(images)
+
+    model = types.SimpleNamespace(inference=inference, loss=cifar10.loss)
+    with tf.Graph().as_default(), tf.Session(config=CONFIG) as session:
+        batch = tf.constant(IMAGES[examples]), tf.constant(LABELS[examples])
+        pairs = sorted(gradients(model, DESCENT, *batch), key=lambda pair: pair[1].op.name)
+        for _, variable in pairs:
+            variable.load(random.normal(0, 0.03, variable.shape.as_list()), session)
+        return session.run({variable.op.name: gradient for gradient, variable in pairs}), sizes
+
+
+def check_gradients(answer):
+    try:
+        found, sizes = evaluate(answer.gradients, np.s_[:20])
+    except ValueError as error:
+        hint = 'the second tower creates its variables again. See hint 2.'
+        checking.expect('already exists' not in str(error), hint)
+        raise
+    print(f'batch sizes of the towers: {sizes}, variables: {len(found)}')
+    checking.expect(len(found) <= 10, 'each tower has its own variables. See hint 2.')
+    checking.expect(sizes, 'the network is not built by model.inference().')
+    checking.expect(sizes == [10, 10], 'of 20 images, each of the two towers should get 10.')
+    whole, first, second = (
+        evaluate(one_tower, part)[0] for part in (np.s_[:20], np.s_[:10], np.s_[10:20])
+    )
+
+    def difference(expected):
+        """Relative to the largest gradient of each variable."""
+        return max(
+            abs(found[name] - expected[name]).max() / abs(whole[name]).max() for name in whole
+        )
+
+    def is_sum(a, b):
+        """Is it a times the gradients of the first half plus b times those of the second?"""
+        return difference({name: a * first[name] + b * second[name] for name in whole}) < 1e-3
+
+    print(f'difference from the gradients of one tower: {difference(whole):.1e}')
+    checking.expect(not is_sum(1, 1), 'the gradients are summed over the towers. Average them.')
+    checking.expect(not is_sum(1, 0), 'both towers use the first half.')
+    checking.expect(not is_sum(0, 1), 'only the second tower counts.')
+    hint = 'the loss of the second tower includes the loss of the first one. See hint 3.'
+    checking.expect(not is_sum(1, 0.5), hint)
+    checking.expect(difference(whole) < 1e-3, 'this is not the mean of the two gradients.')
+
+
+def measure(*functions):
+    """The median seconds of a step of 128 images, for each function that builds gradients."""
+    trainers = []
+    for function in functions:
+        with tf.Graph().as_default():
+            step = DESCENT.apply_gradients(function(cifar10, DESCENT, IMAGES, LABELS))
+            session = tf.Session(config=CONFIG)
+            session.run(tf.global_variables_initializer())
+            session.run(step)
+            trainers.append((session, step, []))
+    for _ in range(ROUNDS):  # In turns, because other programs may be busy.
+        for session, step, seconds in trainers:
             begin = time.monotonic()
-            for _ in range(10):
-                session.run(train_op)
-            rates[num_towers].append(10 * IMAGES / (time.monotonic() - begin))
-    for num_towers, trainer in trainers.items():
-        path = f'{FLAGS.trace}-{num_towers}.json'
-        total = trace(*trainer, path)
-        rate = statistics.median(rates[num_towers])
-        print(f'{num_towers} x {IMAGES // num_towers}: {rate:.0f} images/s; trace: {path}')
-        print('  ' + ', '.join(f'{kind} {ms:.1f} ms' for kind, ms in total.most_common(8)))
-    print(f'Ratio: {statistics.median(b / a for a, b in zip(rates[1], rates[2])):.2f}')
+            session.run(step)
+            seconds.append(time.monotonic() - begin)
+    return [statistics.median(seconds) for _, _, seconds in trainers]
+
+
+def check(answer):
+    check_gradients(answer)
+    print(devices.describe(use_fp16=False))
+    for name, seconds in zip(['1 x 128', '2 x 64'], measure(one_tower, answer.gradients)):
+        print(f'{name}: {seconds:.3f} s per step, {len(IMAGES) / seconds:.0f} images/s')
+    return (
+        'two halves make the same step as one whole. Two GPUs share the work. On one device, the '
+        'time stays about the same. (--batch_size is per tower: two towers with the default of 128 '
+        'do another step, so compare images/s and not the time per step.)'
+    )
 
 
 if __name__ == '__main__':
-    script.run(main)
+    checking.run(check)
