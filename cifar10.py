@@ -158,15 +158,16 @@ def fully_connected(name, x, units, *, stddev, bias, wd=None, activation=tf.nn.r
     return activations
 
 
-def inference(images):
+def inference(images, classes=None):
     """Builds the network up to its logits.
 
     Args:
       images: [n, 24, 24, 3], a tensor or anything that tf.convert_to_tensor() accepts. n may be
         unknown when the graph is built.
+      classes: the number of classes, by default num_classes().
 
     Returns:
-      logits: [n, num_classes()] float32, not normalized.
+      logits: [n, classes] float32, not normalized.
     """
     images = tf.cast(images, tf.float32)
     # As in cuda-convnet, the first layer pools before it normalizes, the second one after.
@@ -182,8 +183,9 @@ def inference(images):
     local3 = fully_connected('local3', flat, 384, stddev=0.04, bias=0.1, wd=0.004)
     local4 = fully_connected('local4', local3, 192, stddev=0.04, bias=0.1, wd=0.004)
     # No softmax here: the loss applies it itself, in a numerically stable way.
+    units = classes or num_classes()
     return fully_connected(
-        'softmax_linear', local4, num_classes(), stddev=1 / 192.0, bias=0.0, activation=tf.identity
+        'softmax_linear', local4, units, stddev=1 / 192.0, bias=0.0, activation=tf.identity
     )
 
 

@@ -1,233 +1,227 @@
-"""Turns pictures of your own into a data set: six files of records, and the names of the classes.
+"""Converts your own images to a data set: six files of records and the names of the classes.
 
     python cifar10_convert.py SOURCE --data_dir=/data/mine
     python cifar10_train.py --data_dir=/data/mine --train_dir=/data/run
 
 SOURCE is one of
 
-    a folder of folders of pictures, one a class: SOURCE/train/CLASS/* and SOURCE/test/CLASS/*,
-        or SOURCE/CLASS/*, of which a sixth of each class, always the same, is for the test
-    CIFAR-100, binary version: cifar-100-binary.tar.gz, or the folder that is in it
+    a folder with a folder of pictures for each class: SOURCE/train/CLASS/* and SOURCE/test/CLASS/*,
+        or SOURCE/CLASS/*, of which a sixth of each class, always the same, becomes the test set
+    CIFAR-100, binary or Python version: the .tar.gz archive, or the folder in it
+    CIFAR-10, Python version: the .tar.gz archive, or the folder in it
+    CIFAR-10 from Kaggle: a folder with trainLabels.csv and train/*.png
     SVHN, cropped digits: a folder with train_32x32.mat and test_32x32.mat (needs SciPy)
 
-Of each picture the largest central square is made as small as the images of the data set. The
-examples are shuffled, always in the same way. What cannot be read is named and left out.
+The largest central square of each picture is scaled to 32x32. The examples are shuffled, always in
+the same order. Unreadable pictures are named and skipped.
 """
 
 import contextlib
-import gzip
-import io
 import itertools
 import os
 import pathlib
 import random
 import shutil
 import sys
-import tarfile
-import zlib
+import time
+
+from absl import app
 
 import cifar10
 import cifar10_input
-from support import pictures, script
+from support import dataset, flags, pictures, script, sources
 
-from absl import app
-import numpy as np
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
-tf.flags.DEFINE_bool('coarse', False, 'Of CIFAR-100, take the 20 superclasses.')
-tf.flags.DEFINE_bool('keep_going', False, 'Leave out pictures that cannot be read, however many.')
-tf.flags.declare_key_flag('data_dir')
+FLAGS = flags.FLAGS
+flags.DEFINE_bool('coarse', False, 'Use the 20 superclasses of CIFAR-100.')
+flags.DEFINE_bool('keep_going', False, 'Skip unreadable pictures, however many there are.')
+flags.declare_key_flag('data_dir')
 
 SEED = 1
 PICTURES_AT_A_TIME = 256
+PROGRESS_SECS = 10
+
+TRAINING_NAMES = 'train', 'training'
+TEST_NAMES = 'test', 'testing', 'val', 'valid', 'validation'
+NOT_PICTURES = '__macosx', '@eadir', 'thumbs.db', 'desktop.ini'  # Of macOS, Synology, Windows.
+LAYOUT = (
+    'Expected SOURCE/CLASS/PICTURE, or SOURCE/train/CLASS/PICTURE and SOURCE/test/CLASS/PICTURE.'
+)
 
 
 # --- Sources -----------------------------------------------------------------
-#
-# Each function returns the names of the classes and two lists, for training and for the test, of
-# pairs (label, picture). A picture is a path, or a [height, width, 3] uint8 array.
 
 
 def read_source(source):
-    """Finds out what kind of source it is, and reads it."""
-    if not os.path.isdir(source):
-        kind, read = 'a folder or cifar-100-binary.tar.gz', cifar100
-    elif os.path.exists(os.path.join(source, 'train.bin')):
-        kind, read = 'CIFAR-100', cifar100
-    elif os.path.exists(os.path.join(source, 'train_32x32.mat')):
-        kind, read = 'SVHN', svhn
-    else:
-        return folders_of_pictures(source)
+    """Returns the class names and two lists, for training and test, of pairs (label, picture)."""
     try:
-        return read(source)
-    except (EOFError, KeyError, OSError, ValueError, tarfile.TarError, zlib.error) as error:
-        reason = str(error).split('\n')[0]
-        raise script.UserError(f'cannot read {source} as {kind}: {reason}')
+        return sources.read(source, FLAGS.coarse) or folders_of_pictures(source)
+    except script.UserError:
+        raise
+    except Exception as error:  # Damaged files raise errors of many types.
+        raise script.UserError(f'cannot read {source}: {script.reason(error)}')
 
 
 def folders_of_pictures(source):
-    train_folder = test_folder = source
-    if {'train', 'test'} <= set(os.listdir(source)):
-        train_folder, test_folder = os.path.join(source, 'train'), os.path.join(source, 'test')
-    names = classes_in(train_folder)
-    unknown = set(classes_in(test_folder)) - set(names)
-    if unknown:
-        raise script.UserError(f'{test_folder} has classes without any training: {unknown}')
-    train, test = [], []
-    for label, name in enumerate(names):
-        found = pictures_in(os.path.join(train_folder, name))
-        if test_folder != train_folder:
-            for_test = pictures_in(os.path.join(test_folder, name))
-        else:
-            random.Random(SEED).shuffle(found)
-            sixth = len(found) // 6
-            for_test, found = found[:sixth], found[sixth:]
-        if not found:
-            raise script.UserError(f'no picture in {os.path.join(train_folder, name)}')
-        train += [(label, path) for path in found]
-        test += [(label, path) for path in for_test]
-    return names, train, test
-
-
-def classes_in(folder):
-    return [path.name for path in visible(folder) if path.is_dir()]
-
-
-def pictures_in(folder):
-    return [str(path) for path in visible(folder)] if os.path.isdir(folder) else []
+    folders = folders_in(source)
+    training = [folder for folder in folders if folder.name.lower() in TRAINING_NAMES]
+    test = [folder for folder in folders if folder.name.lower() in TEST_NAMES]
+    if not (training and test):
+        classes = pictures_by_class(folders)
+        training, test = sources.split(classes.values())
+        return list(classes), training, test
+    if len(folders) > 2:
+        raise script.UserError(
+            f'{source} has the folders {", ".join(folder.name for folder in folders)}. Move all '
+            'but one for training and one for the test to another place.'
+        )
+    training, test = [pictures_by_class(folders_in(folder)) for [folder] in (training, test)]
+    names = list(training) + sorted(set(test) - set(training))
+    training, test = [
+        [(label, path) for label, name in enumerate(names) for path in half.get(name, [])]
+        for half in (training, test)
+    ]
+    return names, training, test
 
 
 def visible(folder):
-    return sorted(path for path in pathlib.Path(folder).iterdir() if path.name[0] != '.')
+    paths = sorted(pathlib.Path(folder).iterdir())
+    return [path for path in paths if path.name[0] != '.' and path.name.lower() not in NOT_PICTURES]
 
 
-def cifar100(source):
-    """Records of 3,074 bytes: coarse and fine label, then as in CIFAR-10.
-
-    https://www.cs.toronto.edu/~kriz/cifar.html
-    """
-
-    if not os.path.isdir(source):
-        # To its end, where the checksum is.
-        contents = gzip.decompress(pathlib.Path(source).read_bytes())
-        archive = tarfile.open(fileobj=io.BytesIO(contents))
-
-    def read(name):
-        if os.path.isdir(source):
-            return pathlib.Path(source, name).read_bytes()
-        return archive.extractfile('cifar-100-binary/' + name).read()
-
-    def examples(name):
-        records = np.frombuffer(read(name), np.uint8).reshape(-1, 2 + 3 * 32 * 32)
-        labels = records[:, 0 if FLAGS.coarse else 1].tolist()
-        return list(zip(labels, records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)))
-
-    names = read('coarse_label_names.txt' if FLAGS.coarse else 'fine_label_names.txt')
-    return names.decode().split(), examples('train.bin'), examples('test.bin')
+def folders_in(folder):
+    """The folders in a folder, by name. Prints what else is there."""
+    paths = visible(folder)
+    files = [path for path in paths if not path.is_dir()]
+    if files:
+        others = f' and {len(files) - 1} others there' if len(files) > 1 else ''
+        print(script.printable(f'Not used: {files[0]}{others}'))
+    return [path for path in paths if path.is_dir()]
 
 
-def svhn(source):
-    """Arrays X, [32, 32, 3, n], and y, [n, 1], in which 10 is the label of a zero.
-
-    http://ufldl.stanford.edu/housenumbers
-    """
-    try:
-        import scipy.io
-    except ImportError:
-        raise script.UserError('the files of SVHN need SciPy: pip install scipy')
-
-    def examples(name):
-        contents = scipy.io.loadmat(os.path.join(source, name))
-        labels = (contents['y'][:, 0] % 10).tolist()
-        return list(zip(labels, contents['X'].transpose(3, 0, 1, 2)))
-
-    digits = [str(digit) for digit in range(10)]
-    return digits, examples('train_32x32.mat'), examples('test_32x32.mat')
+def pictures_by_class(folders):
+    """Dict of class name -> list of paths."""
+    classes = {}
+    for folder in folders:
+        paths = visible(folder)
+        for path in paths:
+            if path.is_dir():
+                raise script.UserError(f'{path} is a folder in the folder of a class. {LAYOUT}')
+        # The same name in every locale. The file system may hold any bytes.
+        classes[os.fsencode(folder.name).decode(errors='replace')] = [str(path) for path in paths]
+    return classes
 
 
 # --- Records -----------------------------------------------------------------
 
 
+def check(source, names, labels):
+    """Rejects what no data set can be made of.
+
+    Args:
+      names: of the classes.
+      labels: dict of 'training' and 'test' -> the labels of their examples.
+    """
+    if not 2 <= len(names) <= 256:
+        raise script.UserError(f'{source} has {len(names)} classes, not 2 to 256. {LAYOUT}')
+    for name in names:
+        if name != name.strip() or not name.isprintable() or '\ufffd' in name:
+            raise script.UserError(f'{name!r} cannot be the name of a class. Rename its folder.')
+    largest = max(labels['training'] + labels['test'], default=0)
+    if largest >= len(names):
+        raise script.UserError(f'{source} has the label {largest}, but only {len(names)} classes')
+    for label in sorted(set(range(len(names))) - set(labels['training'])):
+        raise script.UserError(
+            f'{source} has no readable training picture of class {names[label]}. Add some, or '
+            'remove the class.'
+        )
+    for half, least in ('training', 5), ('test', 1):  # One for each file.
+        if len(labels[half]) < least:
+            raise script.UserError(
+                f'{source} has {len(labels[half])} readable {half} pictures; at least {least} '
+                'are needed'
+            )
+
+
 def records(examples):
-    """Yields the record of each example, or None where the picture cannot be read."""
-    labels = (label for label, _ in examples)
-    in_lists = pictures.read(
-        (picture for _, picture in examples), cifar10_input.RECORD_SIZE, PICTURES_AT_A_TIME
-    )
-    for label, (picture, image, problem) in zip(labels, itertools.chain.from_iterable(in_lists)):
+    """Yields the record of each example, or None if its picture is unreadable."""
+    paths_or_arrays = (picture for _, picture in examples)
+    lists = pictures.read(paths_or_arrays, cifar10_input.RECORD_SIZE, PICTURES_AT_A_TIME)
+    results = itertools.chain.from_iterable(lists)
+    next_progress = time.time() + PROGRESS_SECS
+    for done, ((label, _), (picture, image, problem)) in enumerate(zip(examples, results)):
+        if time.time() > next_progress:
+            print(f'{done} of {len(examples)} pictures')
+            next_progress = time.time() + PROGRESS_SECS
         if problem:
-            print(f'\n{picture}: {problem}', file=sys.stderr)
+            print(script.printable(f'{picture}: {problem}'), file=sys.stderr)
             yield None
         else:
             yield bytes([label]) + image.transpose(2, 0, 1).tobytes()
 
 
 def write_data_set(source, folder):
-    """Makes a data set of the source in a folder that exists. Returns a line that tells of it.
-
-    Raises:
-      script.UserError: there are too few examples, too few or too many classes, or too many
-        pictures that cannot be read.
-    """
-    names, train, test = read_source(source)
-    if not 2 <= len(names) <= 256:
-        raise script.UserError(f'{source} has {len(names)} classes; 2 to 256 are possible')
-    for name in names:
-        if name != name.strip() or not name.isprintable():
-            raise script.UserError(f'{name!r} cannot be the name of a class: rename its folder')
-    total = len(train) + len(test)
-    progress = tf.keras.utils.Progbar(total, interval=0.5 if sys.stdout.isatty() else 30)
-    counts = {}
+    """Converts a source to a data set in an existing folder. Returns a summary in words."""
+    names, training, test = read_source(source)
+    labels = {'training': [label for label, _ in training], 'test': [label for label, _ in test]}
+    check(source, names, labels)
+    # Files sorted by class would give batches of one class.
+    random.Random(SEED).shuffle(training)
+    random.Random(SEED).shuffle(test)
+    examples = training + test
+    halves = ['training'] * len(training) + ['test'] * len(test)
+    written = {'training': [], 'test': []}
     unreadable = 0
-    for eval_data, examples in (False, train), (True, test):
-        random.Random(SEED).shuffle(examples)  # Files sorted by class make batches of one class.
-        paths = cifar10_input.data_files(eval_data, folder)
-        written = 0
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(open(path, 'wb')) for path in paths]
-            for record in records(examples):
-                progress.add(1)
-                if record is None:
-                    unreadable += 1
-                    if unreadable > total / 100 and not FLAGS.keep_going:
-                        raise script.UserError(
-                            f'{unreadable} of {total} pictures cannot be read, more than one in a '
-                            'hundred. With --keep_going they are left out.'
-                        )
-                else:
-                    files[written % len(files)].write(record)
-                    written += 1
-        part = 'test' if eval_data else 'training'
-        if written < len(paths):
-            raise script.UserError(f'{written} pictures for {part} do not fill {len(paths)} files')
-        counts[part] = written
-    cifar10_input.write_class_names(folder, names)
+    with contextlib.ExitStack() as stack:
+        files = {
+            half: itertools.cycle([stack.enter_context(open(path, 'wb')) for path in paths])
+            for half, paths in (
+                ('training', cifar10_input.data_files(False, folder)),
+                ('test', cifar10_input.data_files(True, folder)),
+            )
+        }
+        for half, (label, _), record in zip(halves, examples, records(examples)):
+            if record:
+                next(files[half]).write(record)
+                written[half].append(label)
+                continue
+            unreadable += 1
+            if unreadable > len(examples) / 100 and not FLAGS.keep_going:
+                raise script.UserError(
+                    f'{unreadable} of {len(examples)} pictures are unreadable, more than one in a '
+                    'hundred. To skip them, use --keep_going.'
+                )
+    check(source, names, written)
+    dataset.write_class_names(folder, names)
     return (
-        f'{counts["training"]} pictures for training, {counts["test"]} for the test, {len(names)} '
-        f'classes; {unreadable} could not be read'
+        f'{len(written["training"])} pictures for training and {len(written["test"])} for the '
+        f'test, {len(names)} classes, {unreadable} unreadable pictures skipped'
     )
 
 
-def main(arguments):
-    if len(arguments) != 1:
-        raise app.UsageError('name one source')
+def main(argv):
+    if len(argv) != 2:
+        raise app.UsageError('name one SOURCE')
     if FLAGS['data_dir'].using_default_value:
-        raise app.UsageError('say with --data_dir where the data set shall go')
-    folder = cifar10.data_folder()
-    if os.path.exists(folder) and os.listdir(folder):
-        raise script.UserError(f'{folder} holds something already; nothing was changed')
-    os.makedirs(FLAGS.data_dir, exist_ok=True)
-    with script.locked(FLAGS.data_dir, f'another process is at work in {FLAGS.data_dir}'):
-        unfinished = os.path.join(FLAGS.data_dir, '.convert')
+        raise app.UsageError('name the new data set: --data_dir=FOLDER (of make: DATA_DIR=FOLDER)')
+    script.reject_flags('use_fp16')
+    source, folder = argv[1], cifar10.data_folder()
+    data_dir = script.output_folder('data_dir')
+    if (os.path.realpath(data_dir) + os.sep).startswith(os.path.realpath(source) + os.sep):
+        raise script.UserError(f'--data_dir={data_dir} is in {source}. Choose a folder outside.')
+    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+        raise script.UserError(f'{folder} exists already; nothing was changed')
+    with script.locked(data_dir, f'another process is converting to {data_dir}'):
+        unfinished = os.path.join(data_dir, '.convert')
         shutil.rmtree(unfinished, ignore_errors=True)  # Of a process that was killed.
-        os.mkdir(unfinished)
         try:
-            summary = write_data_set(arguments[0], unfinished)
+            os.mkdir(unfinished)
+            summary = write_data_set(source, unfinished)
             os.rename(unfinished, folder)
+        except OSError as error:
+            raise script.UserError(f'--data_dir={data_dir}: {script.reason(error)}')
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    print(f'Saved {folder}: {summary}.')
+    print(script.printable(f'Saved {folder}: {summary}.'))
 
 
 if __name__ == '__main__':

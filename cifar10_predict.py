@@ -1,15 +1,14 @@
-"""Says what is in a picture, with the published model or one of your own.
+"""Classifies pictures with the published model or your own.
 
     python cifar10_predict.py cat.jpg dog.png
     python cifar10_predict.py --checkpoint_dir=/tmp/cifar10_train --views=1 cat.jpg
     find photos -name '*.jpg' | python cifar10_predict.py --json -
 
-A picture may be a PNG, JPEG, BMP or GIF (its first frame) of any size. Its largest central
-square, made as small as the images of the data set, takes the way of the evaluator: cut into
-views, standardized, through the network with the moving averages of the variables.
+A picture is a BMP, GIF, JPEG, PNG or WebP file of any size. It is cropped to its largest central
+square, scaled to 32x32 and classified exactly as in evaluation, by default with ten views.
 
-One line a picture: the most probable classes. Pictures that cannot be read are named on
-standard error, and make the exit status 1.
+Prints a line for each picture, with its most probable classes. Unreadable pictures are named on
+standard error, and the exit status is 1.
 """
 
 import json
@@ -17,99 +16,110 @@ import os
 import signal
 import sys
 
+from absl import app
+import numpy as np
+
 import cifar10
 import cifar10_eval
 import cifar10_input
-from support import checkpoints, devices, pictures, script
+from support import checkpoints, dataset, devices, flags, pictures, script
+from support.compat import tf
 
-from absl import app
-import numpy as np
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
-tf.flags.DEFINE_integer('top_k', 3, 'Classes to name.', lower_bound=1)
-tf.flags.DEFINE_bool('json', False, 'Print a JSON object a picture, with all classes.')
-for _name in 'batch_size', 'checkpoint_dir', 'use_moving_averages', 'views':
-    tf.flags.declare_key_flag(_name)
+FLAGS = flags.FLAGS
+flags.DEFINE_integer('top_k', 3, 'Number of classes to print.', lower_bound=1)
+flags.DEFINE_bool('json', False, 'Print a JSON object for each picture, with all classes.')
+for _name in 'batch_size', 'checkpoint_dir', 'use_fp16', 'use_moving_averages', 'views':
+    flags.declare_key_flag(_name)
 
 
 def set_defaults():
-    """The published model, and ten views, where the command line says nothing else."""
+    """The defaults of prediction and export: the published model, ten views."""
     here = os.path.dirname(os.path.abspath(__file__))
     FLAGS.set_default('checkpoint_dir', os.path.join(here, 'results'))
     FLAGS.set_default('views', '10')
 
 
 def newest_model():
-    """The newest checkpoint in --checkpoint_dir, and the names of its classes."""
-    path = checkpoints.newest(FLAGS.checkpoint_dir, required=True)
-    return path, cifar10_input.class_names(FLAGS.checkpoint_dir)
+    """Returns the newest checkpoint in --checkpoint_dir and the names of its classes."""
+    path = checkpoints.newest_required('checkpoint_dir')
+    folder = os.path.dirname(path)
+    names = dataset.class_names(folder)
+    with checkpoints.reading(path):
+        shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+    num_classes = shapes.get('softmax_linear/biases', [len(names)])[0]
+    if num_classes != len(names):
+        raise script.UserError(
+            f'{path} has {num_classes} classes, but there are {len(names)} names. Name the classes '
+            f'in {os.path.join(folder, dataset.CLASS_NAMES_FILE)}, one per line.'
+        )
+    return path, names
+
+
+class Model:
+    """The network for a number of classes that does not depend on --data_dir."""
+
+    def __init__(self, num_classes):
+        self._num_classes = num_classes
+
+    def inference(self, images):
+        return cifar10.inference(images, self._num_classes)
 
 
 def class_probabilities(images, num_classes):
-    """[n, 32, 32, 3] uint8 -> [n, num_classes] float32, from as many views as --views says."""
-    num_views = int(FLAGS.views)
-    views = cifar10_input.fixed_views(images, num_views)
-    return cifar10.probabilities(views, num_classes, num_views)
+    """[n, 32, 32, 3] uint8 -> [n, num_classes] float32, means over the --views of an image."""
+    views = cifar10_input.fixed_views(images, int(FLAGS.views))
+    standardized = cifar10_input.standardize(tf.cast(views, tf.float32))
+    return cifar10_eval.probabilities(standardized, Model(num_classes))
 
 
 def restore(session, path):
-    """Gives the variables of class_probabilities() their values from a checkpoint.
-
-    Raises:
-      script.UserError: it is of another model, or has another number of classes.
-    """
+    """Assigns the values in a checkpoint to the variables of class_probabilities()."""
     variables = cifar10_eval.model_variables()
-    problem = checkpoints.misfit(path, variables)
-    if problem:
-        if 'softmax_linear' in problem:
-            names = os.path.join(os.path.dirname(path), cifar10_input.CLASS_NAMES_FILE)
-            problem += f'; it has another number of classes than {names} (CIFAR-10, without it)'
-        raise script.UserError(f'cannot use {path}: {problem}')
-    tf.train.Saver(variables).restore(session, path)
+    checkpoints.check(path, variables)
+    with checkpoints.reading(path):
+        tf.train.Saver(variables).restore(session, path)
 
 
 def describe(picture, class_names, probabilities):
-    """One line on a picture: the --top_k most probable classes, or JSON with all of them."""
+    """A line about a picture: the --top_k most probable classes, or JSON with all of them."""
     ranked = [(class_names[i], float(probabilities[i])) for i in np.argsort(-probabilities)]
     if FLAGS.json:
         classes = [{'class': name, 'probability': value} for name, value in ranked]
         return json.dumps({'picture': picture, 'classes': classes})
-    return f'{picture}: ' + ', '.join(
-        f'{name} {value:.2f}' for name, value in ranked[: FLAGS.top_k]
-    )
+    best = ', '.join(f'{name} {value:.2f}' for name, value in ranked[: FLAGS.top_k])
+    return script.printable(f'{picture}: {best}')
 
 
-def main(arguments):
-    if not arguments:
+def main(argv):
+    names = argv[1:]
+    if not names:
         raise app.UsageError('name pictures, or - to read their names from standard input')
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # With `| head`, end as other commands do.
-    names = arguments
-    if arguments == ['-']:
+    if names == ['-']:
         names = (os.fsdecode(line.rstrip(b'\n')) for line in sys.stdin.buffer)
     checkpoint, class_names = newest_model()
+    if FLAGS.use_fp16:
+        print(devices.describe(FLAGS.use_fp16), file=sys.stderr)
     size = cifar10_input.RECORD_SIZE
-    black = np.zeros([size, size, 3], np.uint8)  # In the place of what cannot be read.
+    config = devices.session_config(FLAGS.use_fp16)
     all_read = True
-    with tf.Graph().as_default(), tf.Session(config=devices.session_config(False)) as session:
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
         images = tf.placeholder(tf.uint8, [None, size, size, 3])
         probabilities = class_probabilities(images, len(class_names))
         restore(session, checkpoint)
         pictures_per_batch = max(1, FLAGS.batch_size // int(FLAGS.views))
         for batch in pictures.read(names, size, pictures_per_batch):
-            pixels = [black if problem else image for _, image, problem in batch]
-            rows = session.run(probabilities, {images: pixels})
-            for (name, _, problem), row in zip(batch, rows):
+            readable = [image for _, image, problem in batch if not problem]
+            rows = iter(session.run(probabilities, {images: readable}) if readable else [])
+            for name, _, problem in batch:
                 if problem:
                     all_read = False
-                    print(f'{name}: {problem}', file=sys.stderr)
+                    print(script.printable(f'{name}: {problem}'), file=sys.stderr)
                 else:
-                    # Names of files are bytes, and need not be UTF-8.
-                    sys.stdout.buffer.write(os.fsencode(describe(name, class_names, row) + '\n'))
-            sys.stdout.flush()
+                    print(describe(name, class_names, next(rows)))
     return 0 if all_read else 1
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # With `| head`, end as other commands do.
     set_defaults()
     script.run(main, takes_arguments=True)

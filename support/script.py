@@ -57,6 +57,18 @@ def printable(text):
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def reason(error):
+    """The message of an exception in one line, without the number and the file of an OSError."""
+    return getattr(error, 'strerror', None) or str(error).split('\n')[0] or type(error).__name__
+
+
+def reject_flags(*names):
+    """Raises a UserError for a flag that is defined, but would change nothing in this script."""
+    for name in names:
+        if not FLAGS[name].using_default_value:
+            raise UserError(f'--{name} has no effect here. Leave it out.')
+
+
 # --- Folders -------------------------------------------------------------------
 
 
