@@ -29,14 +29,14 @@ def paths(folder):
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
     # 'model.ckpt-5' without '.index' is a checkpoint in the old V1 format, which check() rejects.
-    matches = [re.match(r'(model\.ckpt-\d+)(\.index)?$', name) for name in names]
+    matches = [re.match(r'(model\.ckpt-[0-9]+)(\.index)?$', name) for name in names]
     found = {match.group(1) for match in matches if match}
     return [os.path.join(folder, name) for name in sorted(found, key=step_of, reverse=True)]
 
 
 def is_single(place):
     """Does it name a checkpoint, such as RUN/model.ckpt-1000, and not a folder?"""
-    return re.search(r'model\.ckpt-\d+$', place) is not None and not os.path.isdir(place)
+    return re.search(r'model\.ckpt-[0-9]+$', place) is not None and not os.path.isdir(place)
 
 
 def folder_of(place):

@@ -12,15 +12,14 @@ import sys
 import tempfile
 import threading
 
-if 'TF_CPP_MIN_LOG_LEVEL' not in os.environ:
+# '0' or '1' in the environment asks for TensorFlow's messages; '2' shows only errors.
+_is_quiet = os.environ.get('TF_CPP_MIN_LOG_LEVEL', '2') not in ('0', '1')
+if _is_quiet:
     try:
         ctypes.CDLL('libcuda.so.1')
-        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # Errors only.
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
     except OSError:  # Without an NVIDIA driver, the missing driver is no error either.
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    _is_quiet = True
-else:
-    _is_quiet = False
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))
 
 from tests import harness, reference
 
-import tensorflow.compat.v1 as tf
+from support.compat import tf
 
 SAVE_SECS = 3
 SLACK_SECS = 2  # A step, a save, and a machine that does other things as well.

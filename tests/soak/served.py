@@ -18,22 +18,22 @@ import tempfile
 FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [FOLDER, os.path.join(FOLDER, 'results')]
 
+import numpy as np
+
 import cifar10
 import cifar10_export
 import cifar10_input
 import cifar10_predict
 import record
+from support.compat import tf
 
-import numpy as np
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
+FLAGS = cifar10.FLAGS
 
 # Usage: python -c ASK MODEL PICTURES ANSWERS
 ASK = '''
 import sys
 import numpy as np
-import tensorflow.compat.v1 as tf
+from support.compat import tf
 tf.disable_v2_behavior()
 model, pictures, answers = sys.argv[1:]
 pictures = np.load(pictures)
