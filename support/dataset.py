@@ -87,28 +87,36 @@ def write_class_names(folder, names):
         file.writelines(name + '\n' for name in names)
 
 
-def expect_same_classes(model_folder, names):
+def expect_same_classes(model_folder, flag, data_folder):
     """Rejects a model whose classes are not those of the data set.
 
     Args:
       model_folder: the folder of its checkpoints.
-      names: the class names of the data set.
+      flag: the flag that chose this folder, such as 'train_dir'.
+      data_folder: the folder of the .bin files.
+
+    Raises:
+      script.UserError: the number of classes or a name differs.
     """
-    model_names = class_names(model_folder)
-    if model_names == names:
+    model_names, data_names = class_names(model_folder), class_names(data_folder)
+    if model_names == data_names:
         return
-    if len(model_names) != len(names):
-        difference = f'{len(model_names)} classes, the data set has {len(names)}'
+    if len(model_names) != len(data_names):
+        difference = (
+            f'the model in {model_folder} has {len(model_names)} classes, '
+            f'the data set in {data_folder} {len(data_names)}'
+        )
     else:
-        theirs, ours = next(pair for pair in zip(model_names, names) if pair[0] != pair[1])
-        difference = f'the class {theirs}, the data set has {ours} in its place'
-    raise script.UserError(
-        f'the model in {model_folder} was trained on other data: it has {difference}. Choose the '
-        '--data_dir of the model, or the folder of another model.'
-    )
-
-
-# --- Files ---------------------------------------------------------------------
+        label, model_name, data_name = next(
+            (label, *names)
+            for label, names in enumerate(zip(model_names, data_names))
+            if names[0] != names[1]
+        )
+        difference = (
+            f'label {label} is {model_name} in the model in {model_folder}, '
+            f'but {data_name} in the data set in {data_folder}'
+        )
+    raise script.UserError(f'{difference}. Change --{flag} or --data_dir.')
 
 
 def maybe_download_and_extract(record_bytes, data_url=DATA_URL):
