@@ -145,7 +145,9 @@ def evaluate(model=cifar10):
             # A new session has new queues, so the input starts from the beginning.
             with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
                 try:
-                    dataset.expect_same_classes(os.path.dirname(path), cifar10.class_names())
+                    dataset.expect_same_classes(
+                        os.path.dirname(path), 'checkpoint_dir', cifar10.data_folder()
+                    )
                     checkpoints.check(path, variables)
                     with checkpoints.reading(path):
                         saver.restore(session, path)

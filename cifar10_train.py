@@ -29,7 +29,7 @@ flags.adopt_module_key_flags(cifar10)
 def open_run():
     """Locks --train_dir and finds the checkpoint to resume from. See training.open_run()."""
     folder = script.output_folder('train_dir')
-    return training.open_run(folder, FLAGS.max_steps, cifar10.class_names())
+    return training.open_run(folder, FLAGS.max_steps, cifar10.data_folder())
 
 
 def build(model):

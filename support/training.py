@@ -14,13 +14,13 @@ SUMMARY_STEPS = 100
 
 
 @contextlib.contextmanager
-def open_run(folder, max_steps, class_names):
+def open_run(folder, max_steps, data_folder):
     """Locks the folder of a run and finds the checkpoint to resume from.
 
     Args:
       folder: --train_dir; has to exist and to be writable.
       max_steps: the step at which training ends.
-      class_names: those of the data set.
+      data_folder: the folder of the .bin files, and of their class names.
 
     Yields:
       A Run.
@@ -29,14 +29,14 @@ def open_run(folder, max_steps, class_names):
       script.UserError: another trainer uses the folder, or what it holds cannot be resumed.
     """
     with script.locked(folder, f'another trainer is running in {folder}') as lock:
-        run = Run(folder, max_steps, class_names, lock)
+        run = Run(folder, max_steps, dataset.class_names(data_folder), lock)
         if run.is_finished:
             print(
                 f'Nothing to do: {run.checkpoint} has reached --max_steps={max_steps}. A higher '
                 '--max_steps resumes training.'
             )
         elif run.checkpoint:
-            dataset.expect_same_classes(folder, class_names)
+            dataset.expect_same_classes(folder, 'train_dir', data_folder)
             print(f'Resuming from {run.checkpoint}, up to step {max_steps}.')
         else:
             print(f'Training in {folder}, up to step {max_steps}.')
