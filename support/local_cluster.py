@@ -8,7 +8,6 @@ lost, all are started again. The exit status is the chief's.
 """
 
 import argparse
-import contextlib
 import ctypes
 import json
 import os
@@ -22,9 +21,8 @@ import time
 
 LOST = 138  # As in support/cluster.py, which would take seconds to import TensorFlow.
 GRACE_SECS = 15  # For the others to end by themselves after one has ended.
-PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>: the signal to this process when its parent ends.
-
-libc = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # From <sys/prctl.h>: the signal that a process gets when its parent ends.
+LIBC = ctypes.CDLL(None)
 
 
 def free_ports(number):
@@ -40,56 +38,59 @@ def free_ports(number):
 
 def start(command, workers):
     """Starts the processes. Returns a list of subprocess.Popen, the chief's first."""
-    ports = free_ports(1 + workers)
-    addresses = [f'127.0.0.1:{port}' for port in ports]
+    addresses = [f'127.0.0.1:{port}' for port in free_ports(1 + workers)]
     jobs = {'chief': addresses[:1], 'worker': addresses[1:]}
     processes = []
-    for job in jobs:
-        for index in range(len(jobs[job])):
-            config = {'cluster': jobs, 'task': {'type': job, 'index': index}}
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                env=dict(os.environ, TF_CONFIG=json.dumps(config)),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # The terminal sends Ctrl-C only to this process.
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-            )
-            process.name = job if job == 'chief' else f'{job} {index}'
-            processes.append(process)
+    for i in range(1 + workers):
+        job, index = ('worker', i - 1) if i else ('chief', 0)
+        config = {'cluster': jobs, 'task': {'type': job, 'index': index}}
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=dict(os.environ, TF_CONFIG=json.dumps(config)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # The terminal sends Ctrl-C only to this process.
+            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+        )
+        process.name = f'worker {index}' if i else 'chief'
+        processes.append(process)
     return processes
 
 
-def show(process):
-    """Prints the output of a process, also after the terminal is gone: a full pipe blocks it."""
+def show(process, signals):
+    """Prints the output of a process. Stops the run if there is nowhere to print it to any more."""
     for line in process.stdout:
-        with contextlib.suppress(OSError):
+        try:
             os.write(1, f'{process.name:8} | '.encode() + line)
+        except OSError:
+            if not signals:
+                os.kill(os.getpid(), signal.SIGHUP)
 
 
 def wait(processes, signals):
     """Passes the first signal on to the chief, and waits until all processes have ended.
 
-    Returns the exit status of the first one to end, negative for a fatal signal; if it is 0, the
-    chief's.
+    Returns the status of the first one to end, or the chief's if that is 0. A fatal signal is -N.
     """
     is_told = False
     while all(process.poll() is None for process in processes):
         if signals and not is_told:
             is_told = True
-            processes[0].send_signal(
-                signal.SIGINT if signals[0] == signal.SIGINT else signal.SIGTERM
-            )
+            number = signals[0][0]
+            processes[0].send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
         time.sleep(0.1)
-    statuses = [process.returncode for process in processes if process.poll() is not None]
+    status = next(process.returncode for process in processes if process.returncode is not None)
+    if processes[0].poll() is not None:
+        for worker in processes[1:]:
+            worker.terminate()  # Not needed if it has heard from the chief.
     deadline = time.monotonic() + GRACE_SECS
     for process in processes:
         try:
             process.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-    return statuses[0] or processes[0].wait()
+    return status or processes[0].wait()
 
 
 def main():
@@ -99,24 +100,20 @@ def main():
     parser.add_argument('--workers', type=int, default=1, help='in addition to the chief')
     parser.add_argument('command', nargs=argparse.REMAINDER, help='script and flags, for all')
     args = parser.parse_args()
-    signals = []
-    noted_at = 0
+    signals = []  # (number, time)
 
     def note(number, frame):
-        nonlocal noted_at
+        signals.append((number, time.monotonic()))
         # `timeout` sends its signal twice, as does a shell when its terminal is closed.
-        if signals and time.monotonic() > noted_at + 0.2:
+        if signals[-1][1] > signals[0][1] + 0.2:
             os._exit(128 + number)  # The kernel kills the processes.
-        if not signals:
-            noted_at = time.monotonic()
-            signals.append(number)
 
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, note)
     while not signals:
         processes = start(args.command, args.workers)
-        threads = [threading.Thread(target=show, args=[each], daemon=True) for each in processes]
+        threads = [threading.Thread(target=show, args=[each, signals]) for each in processes]
         for thread in threads:
             thread.start()
         status = wait(processes, signals)
@@ -126,7 +123,7 @@ def main():
             sys.exit(status)
         if not signals:
             print('A process was lost. Starting all of them again.', flush=True)
-    sys.exit(128 + signals[0])
+    sys.exit(128 + signals[0][0])
 
 
 if __name__ == '__main__':
