@@ -8,7 +8,7 @@ Both take the place of the project's own functions:
 
 import cifar10_input
 
-import tensorflow.compat.v1 as tf
+from support.compat import tf
 
 
 def distorted_inputs(data_dir, batch_size):
@@ -37,6 +37,6 @@ def distorted_inputs(data_dir, batch_size):
         )
 
 
-def local_response_normalization(images, name):
+def local_response_normalization(name, images):
     """TensorFlow's own op."""
     return tf.nn.local_response_normalization(images, 4, 1.0, 0.001 / 9.0, 0.75, name=name)

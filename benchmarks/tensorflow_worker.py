@@ -29,7 +29,7 @@ import classic
 from support import devices
 import rounds
 
-import tensorflow.compat.v1 as tf
+from support.compat import tf
 
 FLAGS = tf.flags.FLAGS
 tf.flags.DEFINE_enum('measure', None, ['input', 'step', 'evaluation', 'arithmetic'], 'What.')
@@ -95,12 +95,12 @@ def measure_input():
 def measure_step():
     if FLAGS.use_fp16 and devices.half_precision(FLAGS.use_fp16) != 'bfloat16':
         return rounds.serve(None, unavailable='no bfloat16 with this TensorFlow on this machine')
-    build = (cifar10_multi_gpu_train if FLAGS.num_gpus > 1 else cifar10_train).build_step
-    step = build(tf.train.get_or_create_global_step())
+    trainer = cifar10_multi_gpu_train if FLAGS.num_gpus > 1 else cifar10_train
+    train_op, loss, images_per_step = trainer.build(cifar10)
     session = running_session()
 
     def run(**kwargs):
-        session.run([step.train_op, step.loss], **kwargs)
+        session.run([train_op, loss], **kwargs)
 
     def averaging_ms():
         """Time inside the ops of average_gradients(), per step, from TensorFlow's trace."""
@@ -117,7 +117,7 @@ def measure_step():
         return microseconds / 1e3 / TRACED_STEPS
 
     def block():
-        steps = max(1, FLAGS.images // step.num_images)
+        steps = max(1, FLAGS.images // images_per_step)
         seconds_for(run, steps // 3 + 1)  # Batches in stock, caches that went cold.
         result = {'ms': 1e3 * seconds_for(run, steps) / steps}
         if FLAGS.num_gpus > 1:
@@ -157,10 +157,9 @@ def measure_arithmetic():
 
 
 def measure_evaluation():
-    correct = cifar10_eval.correct_predictions()
-    cifar10.summarize_activations()
+    correct = cifar10_eval.correct_predictions(cifar10)
     summary_op = tf.summary.merge_all()
-    initialize = tf.global_variables_initializer()
+    initialize = [tf.global_variables_initializer(), tf.local_variables_initializer()]
     available = cifar10_input.num_examples(True, cifar10.data_folder())
     num_examples = min(FLAGS.num_examples, available)
 
