@@ -1,20 +1,15 @@
-"""Reads what a script has written for TensorBoard, file by file."""
+"""Reads event files, as they are written for TensorBoard."""
 
 import glob
 import os
 
-import tensorflow.compat.v1 as tf
+from support.compat import tf
 
-# To be run before a script. Summaries come at every step, and go to the file at once.
-EVERY_STEP = '''
-import tensorflow.compat.v1 as tf
-hook, writer = tf.train.SummarySaverHook, tf.summary.FileWriter
-tf.train.SummarySaverHook = lambda steps, **kwargs: hook(1, **kwargs)
-tf.summary.FileWriter = lambda *args, **kwargs: writer(*args, **dict(kwargs, flush_secs=0))
-'''
+# Code for harness.Starter's `before`: the trainer writes summaries at every step.
+AT_EVERY_STEP = 'from support import training; training.SUMMARY_STEPS = 1'
 
 
-def sessions(folder):
+def by_file(folder):
     """For each event file, oldest first, the list of its events."""
     paths = sorted(glob.glob(os.path.join(str(folder), 'events.out.tfevents.*')))
     return [list(_events(path)) for path in paths]
@@ -23,17 +18,17 @@ def sessions(folder):
 def _events(path):
     try:
         yield from tf.train.summary_iterator(path)
-    except tf.errors.DataLossError:  # Cut short by a kill.
+    except tf.errors.DataLossError:  # The process was killed while it wrote the last one.
         return
 
 
-def values(events, tag=''):
+def values(events, tag=None):
     """[(step, value)] of the summaries with this tag; by default of all."""
     return [
         (event.step, value)
         for event in events
         for value in event.summary.value
-        if tag in ('', value.tag)
+        if tag in (None, value.tag)
     ]
 
 
@@ -43,8 +38,9 @@ def curve(events, tag):
 
 
 def kinds(events):
-    """Dict of tag -> the set of the kinds of summaries that have it."""
+    """Dict of tag -> the kind of its summaries; a tag must not have two."""
     result = {}
     for _, value in values(events):
-        result.setdefault(value.tag, set()).add(value.WhichOneof('value'))
+        kind = value.WhichOneof('value')
+        assert result.setdefault(value.tag, kind) == kind
     return result

@@ -1,4 +1,4 @@
-"""Runs the scripts as processes and watches them: shared by all that does so."""
+"""Starts the scripts as processes and watches them."""
 
 import json
 import os
@@ -16,85 +16,12 @@ TRAIN = 'cifar10_train.py'
 MULTI_GPU = 'cifar10_multi_gpu_train.py'
 EVAL = 'cifar10_eval.py'
 
-# What TensorFlow 2 says when it is imported.
-_AT_IMPORT = re.compile(
-    r'WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$|'
-    r'[IWE]0000 .*(port|cudart_stub|cpu_feature_guard|cuda_\w+)\.cc:\d+\] '
-)
-
-TIMEOUT = 120  # Seconds for whatever has to happen some time.
-AT_ONCE = 10  # Seconds for what has to happen at once, on a busy machine.
-
-
-# --- Scripts: how they are started --------------------------------------------
-#
-# Python and TensorFlow need seconds to start. Where a test isn't about that, a
-# launcher that has them imported forks the process in which the script then runs,
-# from its first line to the interpreter's end. `fresh=True` starts a new Python.
-
-_LAUNCHER = r'''
-import json, os, runpy, signal, sys
-
-sys.path.insert(0, sys.argv[1])
-import cifar10_input
-
-def note(path, number):
-    with open(path + '.tmp', 'w') as file:
-        file.write(str(number))
-    os.rename(path + '.tmp', path)
-
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-for line in iter(sys.stdin.readline, ''):
-    job = json.loads(line)
-    if os.fork():
-        continue
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    pid = os.fork()
-    if pid:
-        note(job['base'] + '.pid', pid)
-        status = os.waitpid(pid, 0)[1]
-        note(job['base'] + '.status',
-             os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status))
-        os._exit(0)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(os.open(job['stdout'], os.O_WRONLY | os.O_CREAT), 1)
-    os.dup2(os.open(job['stderr'], os.O_WRONLY | os.O_CREAT), 2)
-    sys.stdout = open(1, 'w', closefd=False)  # The old one takes a pipe for a file.
-    sys.argv = job['argv']
-    exec(job['before'], {})
-    runpy.run_path(sys.argv[0], run_name='__main__')
-    sys.exit()
-'''
-
-# Holds the records back, where they are [n, 32, 32, 3] images, for so many seconds.
-# The input threads wait for a token; they block no thread of TensorFlow's.
-_SLOW_INPUT = '''
-import cifar10_input, time
-import tensorflow.compat.v1 as tf
-function, seconds = %r
-quick = getattr(cifar10_input, function)
-def slow(images, *others):
-    tokens = tf.FIFOQueue(1000, tf.int32, [[]])
-    def wait(zeros):
-        time.sleep(seconds)
-        return zeros
-    enqueue = tokens.enqueue_many([tf.reshape(
-        tf.py_func(wait, [tf.zeros([1000], tf.int32)], tf.int32), [1000])])
-    if seconds:
-        tf.train.add_queue_runner(tf.train.QueueRunner(tokens, [enqueue]))
-    with tf.control_dependencies([tokens.dequeue()]):
-        return quick(tf.identity(images), *others)
-setattr(cifar10_input, function, slow)
-'''
-
-
-def slow_input(function, seconds):
-    """Code that makes the input slow; with `seconds` 0 it stands still."""
-    return _SLOW_INPUT % ((function, seconds),)
+TIMEOUT = 120  # Seconds for anything that has to happen some time.
+AT_ONCE = 10  # Seconds for anything that has to happen at once, on a busy machine.
 
 
 def script_environment():
-    """As in a shell where nobody has imported cifar10_input; no GPU."""
+    """The environment of a new shell, without a GPU."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -104,10 +31,15 @@ def script_environment():
     return env
 
 
+def blocked_input(gate):
+    """Code for `before`: the input of the script waits until the file `gate` exists."""
+    return f'import os; os.environ["GATE"] = {str(gate)!r}; import tests.programs.blocked_input'
+
+
 def until(condition, timeout=TIMEOUT):
-    """The first true result of condition(), or None when the time is over."""
-    end = time.time() + timeout
-    while time.time() < end:
+    """Waits for a true result of condition(). Returns it, or None after the timeout."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
         result = condition()
         if result:
             return result
@@ -116,6 +48,7 @@ def until(condition, timeout=TIMEOUT):
 
 
 def read(path):
+    """The text of a file; '' if there is none."""
     if not os.path.exists(path):
         return ''
     with open(path) as file:
@@ -123,16 +56,17 @@ def read(path):
 
 
 def saved_steps(folder):
-    """The steps of the checkpoints in a folder, in order; of complete ones."""
+    """The sorted steps of the complete checkpoints in a folder."""
     names = os.listdir(str(folder))
     steps = [int(name[11:-6]) for name in names if re.match(r'model\.ckpt-\d+\.index$', name)]
     return sorted(step for step in steps if f'model.ckpt-{step}.data-00000-of-00001' in names)
 
 
 class Script:
-    """A script at work. Its output goes to files, as under nohup."""
+    """A running script. Its output goes to the files BASE.out and BASE.err."""
 
     def __init__(self, base, popen=None):
+        """With the subprocess.Popen, or without one for a script that the launcher has started."""
         self._base, self._popen, self._pid = base, popen, popen and popen.pid
         self.out = base + '.out'
 
@@ -150,8 +84,8 @@ class Script:
 
     @property
     def errors(self):
-        """The lines of stderr but for those of TensorFlow 2 at import."""
-        return [line for line in self.stderr.splitlines() if not _AT_IMPORT.match(line)]
+        """The lines of stderr."""
+        return self.stderr.splitlines()
 
     @property
     def pid(self):
@@ -160,7 +94,7 @@ class Script:
         return self._pid
 
     def status(self):
-        """The exit status, negative for a deadly signal, or None: it runs."""
+        """The exit status, negative for the signal that ended it, or None while it runs."""
         if self._popen:
             return self._popen.poll()
         text = read(self._base + '.status')
@@ -172,7 +106,7 @@ class Script:
         status = self.status()
         if status is None:
             self.kill()
-            pytest.fail(f'no end after {timeout} s; it said\n{self.stdout}{self.stderr}')
+            pytest.fail(f'still running after {timeout} s:\n{self.stdout}{self.stderr}')
         return status
 
     def wait_for(self, pattern):
@@ -200,7 +134,7 @@ def _argv(name, flags):
 
 
 def start_script(base, name, flags, env):
-    """Starts a script in a new Python. Its output goes to files whose names begin with `base`."""
+    """Starts a script in a new Python. See Script for `base`."""
     command = [sys.executable] + _argv(name, flags)
     with open(base + '.out', 'w') as out, open(base + '.err', 'w') as err:
         return Script(
@@ -210,12 +144,17 @@ def start_script(base, name, flags, env):
 
 
 class Starter:
-    """Starts scripts: start(SCRIPT, 'flag', ..., before='...', fresh=False) returns a Script."""
+    """Starts scripts: start(SCRIPT, 'flag', ..., before='...', fresh=False) returns a Script.
+
+    Python and TensorFlow take seconds to start. Therefore a launcher process that has imported
+    TensorFlow forks itself and runs the script in the fork. `before` is Python code that runs
+    first. With `fresh`, the script gets a new Python instead.
+    """
 
     def __init__(self, folder):
         self._folder, self._started = str(folder), []
         self._launcher = subprocess.Popen(
-            [sys.executable, '-c', _LAUNCHER, FOLDER],
+            [sys.executable, os.path.join(FOLDER, 'tests', 'programs', 'launcher.py')],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -228,13 +167,7 @@ class Starter:
         if fresh:
             script = start_script(base, name, flags, script_environment())
         else:
-            job = {
-                'base': base,
-                'argv': _argv(name, flags),
-                'before': before,
-                'stdout': base + '.out',
-                'stderr': base + '.err',
-            }
+            job = {'base': base, 'argv': _argv(name, flags), 'before': before}
             self._launcher.stdin.write(json.dumps(job) + '\n')
             self._launcher.stdin.flush()
             script = Script(base)
@@ -242,7 +175,7 @@ class Starter:
         return script
 
     def end(self):
-        """Kills what still runs."""
+        """Kills the scripts that still run."""
         for script in self._started:
             script.kill()
         self._launcher.stdin.close()

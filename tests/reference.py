@@ -6,6 +6,7 @@ Here stands what the tests know of the model without asking the code under test.
 import os
 
 import numpy as np
+
 from support.compat import tf
 
 TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
