@@ -1,4 +1,4 @@
-"""Tests of the trainer for several machines: real processes on loopback, and what befalls them."""
+"""Tests of the trainer for several machines, with all processes on this one."""
 
 import contextlib
 import json
@@ -7,440 +7,351 @@ import re
 import signal
 import socket
 import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-from support import cluster
+from support import script as support_script
+from support import tf_config
 from support.local_cluster import free_ports
-from tests import clusters
-from tests import harness
-from tests import reference
+from tests import clusters, harness, reference
+from tests.clusters import CHIEF, DISTRIBUTED, WORKER
 
-DISTRIBUTED = clusters.DISTRIBUTED
 FAR = '--max_steps=1000000'
-CHIEF, WORKER, PS = clusters.CHIEF, clusters.WORKER, clusters.PS
 
 
 @pytest.fixture
 def new_cluster(start, data_dir, tmp_path):
-    """Function that makes a Cluster. What it has started is gone after the test."""
-    made = []
+    """Function that returns a new Cluster. After the test, its processes are killed."""
+    with contextlib.ExitStack() as stack:
 
-    def make(train_dir=None, **kwargs):
-        made.append(clusters.Cluster(start, data_dir, train_dir or tmp_path / 'train', **kwargs))
-        return made[-1]
+        def make(train_dir=None, **kwargs):
+            cluster = clusters.Cluster(start, data_dir, train_dir or tmp_path / 'train', **kwargs)
+            stack.callback(cluster.kill)
+            return cluster
 
-    yield make
-    for each in made:
-        each.kill()
+        yield make
 
 
 def logged_steps(script):
     return [int(step) for step in re.findall(r': step (\d+), ', script.stdout)]
 
 
-# --- TF_CONFIG ------------------------------------------------------------------
+# --- TF_CONFIG --------------------------------------------------------------------
 
 
 def parse(jobs, job, index=0):
-    return cluster.parse(json.dumps({'cluster': jobs, 'task': {'type': job, 'index': index}}))
+    return tf_config.parse(json.dumps({'cluster': jobs, 'task': {'type': job, 'index': index}}))
 
 
-def test_tf_config_names_the_machines_and_which_this_one_is():
-    jobs = {'worker': ['b:1', 'c:1'], 'chief': ['a:1'], 'ps': ['d:1'], 'evaluator': ['e:1']}
-    found = parse(jobs, 'worker', 1)
-    assert [str(task) for task in found.tasks] == [
-        'chief (a:1)',
-        'ps 0 (d:1)',
-        'worker 0 (b:1)',
-        'worker 1 (c:1)',
-    ]
-    assert found.me == ('worker', 1, 'c:1') and found.chief == ('chief', 0, 'a:1')
-    towers = [task.device for task in cluster.workers(found)]
-    assert towers == ['/job:chief/task:0', '/job:worker/task:0', '/job:worker/task:1']
-    assert 'evaluator' not in found.jobs
+def test_tf_config_lists_the_chief_first():
+    jobs = {'worker': ['b:1', '[::1]:2'], 'chief': ['a:1'], 'evaluator': ['e:1']}
+    cluster = parse(jobs, 'worker', 1)
+    assert cluster.chief == cluster.tasks[0] == ('chief', 0, 'a:1')
+    assert cluster.tasks[1:] == [('worker', 0, 'b:1'), cluster.me]
+    assert cluster.me.device == '/job:worker/task:1' and cluster.me.host_and_port == ('::1', 2)
+    assert 'evaluator' not in cluster.jobs
     assert parse(jobs, 'evaluator').me is None
 
 
-def test_the_chief_is_called_master_too_and_without_either_it_is_worker_0():
-    found = parse({'master': ['a:1'], 'worker': ['b:1']}, 'master')
-    assert found.me == found.chief == ('master', 0, 'a:1')
-    found = parse({'ps': ['a:1'], 'worker': ['b:1', 'c:1']}, 'worker', '1')
-    assert found.me == ('worker', 1, 'c:1') and found.chief == ('worker', 0, 'b:1')
-    assert [task.index for task in cluster.workers(found)] == [0, 1]
+def test_tf_config_chief_may_be_master_or_worker_0():
+    cluster = parse({'master': ['a:1'], 'worker': ['b:1']}, 'master')
+    assert cluster.me == cluster.chief == ('master', 0, 'a:1')
+    cluster = parse({'worker': ['b:1', 'c:1']}, 'worker', '1')
+    assert cluster.me.address == 'c:1' and cluster.chief.address == 'b:1'
 
 
 @pytest.mark.parametrize(
-    'text, message',
+    'text, hint',
     [
-        ('', 'TF_CONFIG is not set'),
+        ('', 'not set'),
         ('{cluster', 'not JSON'),
-        ('[]', 'no "cluster"'),
-        ('{"cluster": ["a:1"]}', 'no "cluster"'),
-        ('{"cluster": {"ps": ["a:1"]}}', 'neither a chief nor a worker'),
-        ('{"cluster": {"chief": ["a:1", "b:1"]}}', 'only one chief'),
-        ('{"cluster": {"chief": ["a:1"], "master": ["b:1"]}}', 'only one chief'),
-        ('{"cluster": {"chief": ["a:1"], "boss": ["b:1"]}}', '"boss" is none of chief'),
-        ('{"cluster": {"chief": "a:1"}}', '"chief" is not a list'),
-        ('{"cluster": {"chief": ["a:1"], "worker": ["b"]}}', 'worker: "b" is not an address'),
-        ('{"cluster": {"chief": ["a:0"]}}', '"a:0" is not an address'),
-        ('{"cluster": {"chief": ["a:65536"]}}', '"a:65536" is not an address'),
-        ('{"cluster": {"chief": [2222]}}', '2222 is not an address'),
-        ('{"cluster": {"chief": ["a:1"], "worker": ["a:1"]}}', 'a:1 is there twice'),
-        ('{"cluster": {"chief": ["a:1"]}}', 'no "task"'),
-        ('{"cluster": {"chief": ["a:1"]}, "task": {}}', 'no "task"'),
-        (
-            '{"cluster": {"chief": ["a:1"]}, "task": {"type": "worker", "index": 0}}',
-            'the task worker 0 is not in the cluster',
-        ),
+        ('[]', '"cluster"'),
+        ('{"cluster": ["a:1"]}', '"cluster"'),
+        ('{"cluster": {"chief": ["a:1"], "ps": ["b:1"]}}', '"ps".* not supported'),
+        ('{"cluster": {"evaluator": ["a:1"]}}', 'no chief'),
+        ('{"cluster": {"chief": ["a:1", "b:1"]}}', 'more than one chief'),
+        ('{"cluster": {"chief": ["a:1"], "master": ["b:1"]}}', 'more than one chief'),
+        ('{"cluster": {"chief": ["a:1"], "boss": ["b:1"]}}', '"boss"'),
+        ('{"cluster": {"chief": "a:1"}}', '"chief"'),
+        ('{"cluster": {"chief": ["a:1"], "worker": ["b"]}}', '"b"'),
+        ('{"cluster": {"chief": ["::1:2222"]}}', '"::1:2222"'),
+        ('{"cluster": {"chief": ["a:0"]}}', '"a:0"'),
+        ('{"cluster": {"chief": ["a:65536"]}}', '"a:65536"'),
+        ('{"cluster": {"chief": [2222]}}', '"2222"'),
+        ('{"cluster": {"chief": ["a:1"], "worker": ["a:1"]}}', 'same address'),
+        ('{"cluster": {"chief": ["a:1"]}, "task": {}}', '"task"'),
+        ('{"cluster": {"chief": ["a:1"]}, "task": {"type": "worker", "index": 0}}', 'worker 0'),
     ],
 )
-def test_a_wrong_tf_config_is_told_with_an_example(monkeypatch, text, message):
+def test_tf_config_error_has_an_example(monkeypatch, text, hint):
     monkeypatch.setenv('TF_CONFIG', text)
-    with pytest.raises(cluster.script.UserError, match=message) as error:
-        cluster.from_environment()
-    assert '\n' not in str(error.value) and '"cluster": {"chief": ["10.' in str(error.value)
+    with pytest.raises(support_script.UserError, match=hint) as error:
+        tf_config.read()
+    assert '\n' not in str(error.value) and '10.0.0.1:2222' in str(error.value)
 
 
-def test_a_wrong_tf_config_and_a_port_in_use_end_the_script_in_one_line(start, data_dir):
-    script = start(DISTRIBUTED)
+def test_kubeflow_manifest_in_the_docs_fits_the_script(monkeypatch):
+    yaml = pytest.importorskip('yaml')
+    page = harness.read(os.path.join(harness.FOLDER, 'docs', 'several_machines.md'))
+    job = yaml.safe_load(re.search('```yaml\n(.*?)```', page, re.DOTALL).group(1))
+    hosts = {}
+    for role, replicas in job['spec']['tfReplicaSpecs'].items():
+        assert replicas['restartPolicy'] == 'ExitCode'  # Restarts after status 138.
+        (container,) = replicas['template']['spec']['containers']
+        assert os.path.exists(os.path.join(harness.FOLDER, container['command'][1]))
+        hosts[role.lower()] = [
+            f'{job["metadata"]["name"]}-{role.lower()}-{i}.default.svc:2222'
+            for i in range(replicas['replicas'])
+        ]
+    # As in the source of the operator, which adds "environment".
+    config = {'cluster': hosts, 'task': {'type': 'worker', 'index': 1}, 'environment': 'cloud'}
+    monkeypatch.setenv('TF_CONFIG', json.dumps(config))
+    assert tf_config.read().me.address == 'cifar10-worker-1.default.svc:2222'
+    unit = re.search("Environment='TF_CONFIG=(.*)'", page).group(1)
+    assert tf_config.parse(unit).me == ('worker', 0, '10.0.0.2:2222')
+
+
+def test_port_in_use_is_reported(start, data_dir):
     (port,) = free_ports(1)
     config = clusters.config_of({'chief': [f'127.0.0.1:{port}'], 'worker': ['127.0.0.1:1']}, CHIEF)
     with socket.socket() as taken:
         taken.bind(('', port))
         taken.listen(1)
         before = f'import os; os.environ["TF_CONFIG"] = {config!r}'
-        second = start(DISTRIBUTED, f'--data_dir={data_dir}', before=before)
-        assert second.wait() == 1
-    assert second.errors == [
-        f'{DISTRIBUTED}: cannot listen on the port of chief (127.0.0.1:{port}): Address already in '
-        'use. End what uses it, or name another one in the TF_CONFIG of all machines.'
-    ]
-    assert script.wait() == 1
-    assert len(script.errors) == 1 and 'TF_CONFIG is not set' in script.errors[0]
+        script = start(DISTRIBUTED, f'--data_dir={data_dir}', before=before)
+        assert script.wait() == 1
+    (error,) = script.errors
+    assert f'127.0.0.1:{port}' in error and 'in use' in error
 
 
-def test_the_manifest_in_the_docs_and_the_tf_config_that_kubeflow_makes_of_it(monkeypatch):
-    yaml = pytest.importorskip('yaml')
-    page = harness.read(os.path.join(harness.FOLDER, 'docs', 'several_machines.md'))
-    job = yaml.safe_load(re.search('```yaml\n(.*?)```', page, re.DOTALL).group(1))
-    assert job['apiVersion'] == 'kubeflow.org/v1' and job['kind'] == 'TFJob'
-    assert job['spec']['runPolicy']['cleanPodPolicy'] in ('Running', 'All')
-    hosts = {}
-    for role, replicas in job['spec']['tfReplicaSpecs'].items():
-        assert replicas['restartPolicy'] == 'ExitCode'
-        (container,) = replicas['template']['spec']['containers']
-        assert container['name'] == 'tensorflow'
-        assert [port['containerPort'] for port in container['ports']] == [2222]
-        assert os.path.exists(os.path.join(harness.FOLDER, container['command'][1]))
-        hosts[role.lower()] = [
-            f'{job["metadata"]["name"]}-{role.lower()}-{i}.default.svc:2222'
-            for i in range(replicas['replicas'])
-        ]
-    # As its source has it; "environment" is one of its own.
-    task = {'type': 'worker', 'index': 1}
-    config = {'cluster': hosts, 'task': task, 'environment': 'cloud'}
-    monkeypatch.setenv('TF_CONFIG', json.dumps(config))
-    found = cluster.from_environment()
-    assert found.me == ('worker', 1, 'cifar10-worker-1.default.svc:2222')
-    assert len(cluster.workers(found)) == 3
-    # The unit of systemd, in the same page.
-    text = re.search("Environment='TF_CONFIG=(.*)'", page).group(1)
-    assert cluster.parse(text).me == ('worker', 0, '10.0.0.2:2222')
+# --- Undisturbed runs --------------------------------------------------------------
 
 
-# --- Runs that nothing befalls ------------------------------------------------------
-
-
-def test_one_device_two_machines_with_a_ps_and_one_device_go_on_with_one_run(
-    new_cluster, train, tmp_path
-):
+def test_run_moves_between_one_device_and_two_machines(new_cluster, train):
     assert train('--max_steps=2', folder='train').wait() == 0
-    machines = new_cluster(ps=1)
-    # A ps needs no data.
-    machines.start('--max_steps=5', '--num_gpus=2', data_dirs={PS: '/dev/null/none'})
-    machines.assert_finished(5)
-    assert logged_steps(machines[CHIEF]) == [2, 3, 4]
-    assert sum('Filling queue' in line for line in machines[CHIEF].lines) == 1
-    speeds = re.findall(r'\((\S+) examples/sec; (\S+) sec/batch\)', machines[CHIEF].stdout)
-    assert len(speeds) == 3
+    cluster = new_cluster().start('--max_steps=5', '--num_gpus=2')
+    cluster.assert_finished(5)
+    assert logged_steps(cluster[CHIEF]) == [2, 3, 4]
+    assert cluster[CHIEF].stdout.count('Filling queue') == 1
+    speeds = re.findall(r'\((\S+) examples/sec; (\S+) sec/batch\)', cluster[CHIEF].stdout)
     for images_per_second, seconds in speeds:  # Two machines with two towers of 8 images each.
         assert float(images_per_second) * float(seconds) == pytest.approx(32, rel=0.05)
-    for name in machines.names:
-        assert 'All 3 machines are there.' in machines[name].lines
-        assert machines[name].errors == []
-    for name in WORKER, PS:
-        assert machines[name].lines[-1] == 'The chief has finished.'
+    assert [script.errors for script in cluster.scripts.values()] == [[], []]
     assert train('--max_steps=6', folder='train').wait() == 0
-    machines.check(6)
-    # Nothing to do is an end like any other.
-    machines.start('--max_steps=6')
-    assert machines.statuses() == dict.fromkeys(machines.names, 0)
-    assert machines[CHIEF].lines[-1].startswith('Nothing to do:')
+    cluster.check(6)
+    cluster.start('--max_steps=6')
+    assert cluster.statuses() == {CHIEF: 0, WORKER: 0}
+    assert 'Nothing to do' in cluster[CHIEF].lines[-1]
 
 
-# The same images, in the same order, for as many pipelines as there are.
+# The same 128 images, in the same order, for any number of input pipelines.
 FIXED_INPUT = '''
-import cifar10_input, numpy as np
-import tensorflow.compat.v1 as tf
-taken = [0]
-def distorted_inputs(data_dir, batch_size):
-    part = slice(taken[0], taken[0] + batch_size)
-    taken[0] += batch_size
-    images = np.random.RandomState(5).normal(size=[128, 24, 24, 3]).astype(np.float32)
-    labels = np.random.RandomState(6).randint(0, 10, 128).astype(np.int32)
-    assert len(labels[part]) == batch_size
-    return tf.constant(images[part]), tf.constant(labels[part])
-cifar10_input.distorted_inputs = distorted_inputs
+import cifar10, numpy as np
+from support.compat import tf
+images = np.random.RandomState(5).normal(size=[128, 24, 24, 3]).astype(np.float32)
+labels = np.random.RandomState(6).randint(0, 10, 128).astype(np.int32)
+def distorted_inputs():
+    global images, labels
+    n = cifar10.FLAGS.batch_size
+    batch = tf.constant(images[:n]), tf.constant(labels[:n])
+    images, labels = images[n:], labels[n:]
+    return batch
+cifar10.distorted_inputs = distorted_inputs
 '''
 
 
-def homes_of_weights(path):
-    """Where the weights in a graph live, as in Cluster.names."""
-    with tf.Graph().as_default() as graph:
-        tf.train.import_meta_graph(path)
-    devices = [graph.get_operation_by_name(name).device for name in reference.MODEL]
-    specs = [tf.DeviceSpec.from_string(device) for device in devices]
-    return {spec.job if spec.job == 'chief' else f'{spec.job} {spec.task}' for spec in specs}
-
-
-def test_two_machines_of_64_do_what_one_does_with_128_also_with_ps_tasks(
-    new_cluster, train, tmp_path
-):
+def test_two_machines_compute_what_one_computes(new_cluster, train, tmp_path):
     values = reference.checkpoint_values(0, *[reference.random_variables()] * 2)
-    for folder in 'one', 'two', 'ps':
+    for folder in 'one', 'two':
         reference.write_checkpoint(tmp_path / folder, 0, values)
     one = train('--max_steps=3', '--batch_size=128', folder='one', before=FIXED_INPUT)
     two = new_cluster(tmp_path / 'two')
-    spread = new_cluster(tmp_path / 'ps', ps=2)
-    for machines in two, spread:
-        machines.start('--max_steps=3', '--batch_size=64', before=FIXED_INPUT)
+    two.start('--max_steps=3', '--batch_size=64', before=FIXED_INPUT).assert_finished(3)
     assert one.wait() == 0
     expected = reference.read_checkpoint(f'{tmp_path}/one/model.ckpt-3')
-    for machines, homes in (two, {'chief'}), (spread, {'ps 0', 'ps 1'}):
-        machines.assert_finished(3)
-        assert homes_of_weights(f'{machines.train_dir}/model.ckpt-3.meta') == homes
-        _, found = machines.check(3)
-        for name in reference.CHECKPOINT_NAMES:
-            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)
-            moved = abs(expected[name] - values[name]).max()
-            assert moved > 1e-5, f'{name} has hardly moved'
+    _, found = two.check(3)
+    for name in reference.CHECKPOINT_NAMES:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)
+        assert abs(expected[name] - values[name]).max() > 1e-5, f'{name} has hardly moved'
 
 
-def test_an_evaluator_evaluates_the_chiefs_folder(start, data_dir, tmp_path):
+def test_cluster_ignores_proxies(new_cluster):
+    proxies = ['http_proxy', 'https_proxy', 'grpc_proxy']
+    before = f'import os; os.environ.update(dict.fromkeys({proxies}, "http://127.0.0.1:9"))'
+    new_cluster().start('--max_steps=2', before=before).assert_finished(2)
+
+
+def test_cluster_accepts_ipv6_addresses(new_cluster):
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(('::1', 0))
+    except OSError as error:
+        pytest.skip(f'no IPv6 loopback: {error}')
+    new_cluster(hosts=['[::1]', '[::1]']).start('--max_steps=2').assert_finished(2)
+
+
+def test_evaluator_task_evaluates_train_dir(start, data_dir, tmp_path):
     variables = reference.random_variables()
-    values = reference.checkpoint_values(7, variables, variables)
-    reference.write_checkpoint(tmp_path, 7, values)
+    reference.write_checkpoint(tmp_path, 7, reference.checkpoint_values(7, variables, variables))
     config = clusters.config_of({'chief': ['127.0.0.1:1']}, 'evaluator')
-    script = start(
-        DISTRIBUTED,
-        f'--data_dir={data_dir}',
-        f'--train_dir={tmp_path}',
-        f'--eval_dir={tmp_path}/eval',
-        '--run_once',
-        before=f'import os; os.environ["TF_CONFIG"] = {config!r}',
-    )
+    folders = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}', f'--eval_dir={tmp_path}/eval']
+    before = f'import os; os.environ["TF_CONFIG"] = {config!r}'
+    script = start(DISTRIBUTED, *folders, '--run_once', before=before)
     assert script.wait() == 0
-    assert re.search('precision @ 1 = ', script.lines[-1])
+    assert 'precision @ 1 = ' in script.lines[-1]
 
 
-# --- Waiting --------------------------------------------------------------------
+# --- Before the first step -----------------------------------------------------------
 
 
-def test_who_is_missing_is_named_and_a_chief_stopped_meanwhile_ends_the_others(new_cluster):
-    machines = new_cluster(workers=2).start(names=[CHIEF, WORKER])
-    address = machines.addresses[2]
-    waiting = rf'^Waiting for worker 1 \({address}\): Connection refused\.$'
-    machines[CHIEF].wait_for(waiting)
-    machines[WORKER].wait_for(waiting)
-    machines[CHIEF].send(signal.SIGTERM)
-    assert machines.statuses() == {CHIEF: 143, WORKER: 0}
-    assert machines[WORKER].lines[-1] == 'The chief was stopped by SIGTERM.'
-    assert machines[CHIEF].errors == []
+def test_missing_machines_are_reported_everywhere(new_cluster):
+    hosts = ['127.0.0.1'] * 3 + ['no-such-host.invalid']
+    cluster = new_cluster(workers=3, hosts=hosts).start(names=[CHIEF, WORKER])
+    for name in CHIEF, WORKER:
+        match = cluster[name].wait_for(r'^Waiting for (worker 1 \S+ .*refused), (worker 2 \S+ .*)')
+        assert cluster.addresses['worker 1'] in match.group(1)
+        assert 'no-such-host.invalid' in match.group(2)
+    cluster[CHIEF].send(signal.SIGTERM)
+    cluster[CHIEF].wait()
+    assert (cluster[CHIEF].wait(), cluster[WORKER].wait()) == (143, 0)
+    assert 'SIGTERM' in cluster[WORKER].lines[-1]
 
 
-def test_a_machine_lost_while_waiting_and_a_host_that_does_not_resolve(new_cluster):
-    machines = new_cluster(workers=2, hosts=['127.0.0.1', '127.0.0.1', 'no-such-host.invalid'])
-    machines.start(names=[CHIEF, WORKER])
-    waiting = r'^Waiting for worker 1 \(no-such-host.invalid:\d+\): .*(known|resol).*$'
-    machines[CHIEF].wait_for(waiting)
-    machines[WORKER].wait_for(waiting)
-    machines[WORKER].kill()
-    machines.assert_lost(WORKER)
+def test_machine_lost_while_waiting_ends_all(new_cluster):
+    cluster = new_cluster(workers=2).start(names=[CHIEF, WORKER])
+    cluster[WORKER].wait_for('^Waiting for worker 1')
+    cluster[WORKER].kill()
+    cluster.assert_lost(WORKER)
 
 
-def test_machines_that_differ_are_named_before_the_first_step(new_cluster, tmp_path):
+def test_strangers_at_a_workers_address_are_reported(new_cluster):
+    cluster = new_cluster()
+    host, port = cluster.addresses[WORKER].split(':')
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, int(port)))
+        listener.listen(5)
+        listener.settimeout(harness.TIMEOUT)
+        cluster.start('--max_steps=2', names=[CHIEF])
+        greeting = {'cluster': cluster.jobs, 'task': ['worker', 0, cluster.addresses[WORKER]]}
+        for answer in json.dumps(greeting).encode(), b'[' * 100000, b'"\xff', b'{}':
+            caller, _ = listener.accept()
+            with caller:
+                caller.sendall(answer + b'\n')
+        cluster[CHIEF].wait_for(r'^Waiting for worker 0 \S+ another program')
+    cluster.start('--max_steps=2', names=[WORKER])
+    cluster.assert_finished(2)
+
+
+def test_machines_that_do_not_match_are_named(new_cluster, tmp_path):
     data = tmp_path / 'data'
-    images = reference.rectangle_images(55)
-    reference.write_data(data, images, np.zeros(55, int), test_images=5)
-    version = 'import tensorflow.compat.v1 as tf; tf.__version__ = "1.2.3"'
-    machines = new_cluster(workers=2)
-    machines.start(data_dirs={WORKER: data}, before={'worker 1': version})
-    assert machines.statuses() == {CHIEF: 1, WORKER: 1, 'worker 1': 1}
-    for name in machines.names:
-        (error,) = machines[name].errors
-        assert f'worker 0 ({machines.addresses[1]}) has training images 50, the chief 300' in error
-        assert re.search(r'worker 0 \(\S+\) has data_batch_3.bin [0-9a-f]+, the chief', error)
-        assert re.search(r'worker 1 \(\S+\) has TensorFlow 1.2.3, the chief', error)
-    assert logged_steps(machines[CHIEF]) == []
+    reference.write_data(data, reference.rectangle_images(55), np.zeros(55, int), test_images=5)
+    version = 'from support.compat import tf; tf.__version__ = "1.2.3"'
+    cluster = new_cluster(workers=2)
+    cluster.start(data_dirs={WORKER: data}, before={'worker 1': version})
+    assert cluster.statuses() == dict.fromkeys(cluster.names, 1)
+    for script in cluster.scripts.values():
+        (error,) = script.errors
+        assert re.search(r'worker 0 \(\S+\) has training images 50, the chief 300', error)
+        assert re.search(r'worker 0 \(\S+\) has data_batch_3.bin', error)
+        assert re.search(r'worker 1 \(\S+\) has TensorFlow 1.2.3', error)
+    assert logged_steps(cluster[CHIEF]) == []
 
 
-# --- What befalls a run ------------------------------------------------------------
+# --- Disturbed runs -----------------------------------------------------------------
 
 
-def test_whichever_is_killed_all_others_end_and_the_run_goes_on(new_cluster):
-    machines = new_cluster(ps=1)
-    # The input stands still, so this is before the first step.
-    machines.start(FAR, before={CHIEF: harness.slow_input('distort', 0)})
-    machines[CHIEF].wait_for('Filling queue')
-    assert harness.until(lambda: harness.saved_steps(machines.train_dir))
-    machines[WORKER].kill()
-    machines.assert_lost(WORKER)
+def test_killed_machine_ends_all_and_the_run_resumes(new_cluster):
+    cluster = new_cluster(workers=2)
     done = 0
-    for lost in PS, CHIEF:
-        machines.start(FAR, '--save_checkpoint_secs=1')
-        machines[CHIEF].wait_for(f'step {done + 10},')
-        machines[lost].kill()
-        machines.assert_lost(lost)
-        assert logged_steps(machines[CHIEF])[0] == done
-        done = harness.saved_steps(machines.train_dir)[-1]
-    machines.start(f'--max_steps={done + 2}').assert_finished(done + 2)
-    assert logged_steps(machines[CHIEF]) == [done, done + 1]
+    for lost in WORKER, CHIEF:
+        cluster.start(FAR, '--save_checkpoint_secs=1')
+        cluster[CHIEF].wait_for(f'step {done + 10},')
+        cluster[lost].kill()
+        cluster.assert_lost(lost)
+        assert logged_steps(cluster[CHIEF])[0] == done
+        done = harness.saved_steps(cluster.train_dir)[-1]
+    cluster.start(f'--max_steps={done + 2}').assert_finished(done + 2)
+    assert logged_steps(cluster[CHIEF]) == [done, done + 1]
 
 
 def noise(address):
-    """What is not TensorFlow says what it has to say."""
-    host, port = address.rsplit(':', 1)
+    """Sends what is not from TensorFlow or from this project. Returns a connection that stays."""
+    host, port = address.split(':')
     for text in b'', b'GET / HTTP/1.1\r\n\r\n', os.urandom(100000), b'{"status": 1, "why": ""}\n':
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as line:
-            line.sendall(text)
-    return socket.create_connection((host, int(port)))  # And stays.
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as sock:
+            sock.sendall(text)
+    return socket.create_connection((host, int(port)))
 
 
-def test_noise_a_pause_and_a_stop(new_cluster):
-    machines = new_cluster(workers=2)
-    machines.start(FAR, names=[CHIEF, WORKER])
-    machines[CHIEF].wait_for('^Waiting for worker 1')
-    lines = [noise(address) for address in machines.addresses[:2]]
-    machines.start(FAR, names=['worker 1'])
-    machines[CHIEF].wait_for('step 5,')
-    lines += [noise(address) for address in machines.addresses]
-    machines[WORKER].send(signal.SIGSTOP)
-    time.sleep(1)
-    machines[CHIEF].send(signal.SIGSTOP)
-    time.sleep(4)
-    stood = logged_steps(machines[CHIEF])[-1]
-    machines[WORKER].send(signal.SIGCONT)
-    time.sleep(1)
-    machines[CHIEF].send(signal.SIGCONT)
-    machines[CHIEF].wait_for(f'step {stood + 20},')
-    for line in lines:
-        line.close()
-    assert [script.errors for script in machines.scripts.values()] == [[], [], []]
-    machines[CHIEF].send(signal.SIGINT)
-    assert machines.statuses() == {CHIEF: 130, WORKER: 0, 'worker 1': 0}
-    step, _ = machines.check()
-    assert machines[CHIEF].lines[-1].startswith(f'Stopped by SIGINT at step {step}. Saved ')
-    assert machines[WORKER].lines[-1] == 'The chief was stopped by SIGINT.'
+def test_noise_and_pauses_disturb_nothing(new_cluster):
+    cluster = new_cluster(workers=2).start(FAR, names=[WORKER, 'worker 1'])
+    cluster['worker 1'].wait_for('^3 machines')
+    sockets = [noise(cluster.addresses[name]) for name in ('worker 1', WORKER)]
+    cluster.start(FAR, names=[CHIEF])
+    cluster[CHIEF].wait_for('step 5,')
+    sockets += [noise(address) for address in cluster.addresses.values()]
+    for name in WORKER, CHIEF:  # A pause of the chief has no event to wait for: it prints nothing.
+        cluster[name].send(signal.SIGSTOP)
+    for name in CHIEF, WORKER:
+        cluster[name].send(signal.SIGCONT)
+    step = logged_steps(cluster[CHIEF])[-1]
+    cluster[CHIEF].wait_for(f'step {step + 20},')
+    for sock in sockets:
+        sock.close()
+    cluster[CHIEF].send(signal.SIGINT)
+    assert cluster.statuses() == {CHIEF: 130, WORKER: 0, 'worker 1': 0}
+    assert [script.errors for script in cluster.scripts.values()] == [[], [], []]
+    step, _ = cluster.check()
+    assert f'model.ckpt-{step}' in cluster[CHIEF].lines[-1]
+    assert 'SIGINT' in cluster[WORKER].lines[-1]
 
 
-def test_a_worker_that_is_stopped_is_lost_and_a_chief_that_fails_says_why(new_cluster, tmp_path):
+def test_stopped_worker_is_lost(new_cluster):
     quick = 'from support import cluster; cluster.GRACE_SECS = 1'
-    machines = new_cluster().start(FAR, before={WORKER: quick})
-    machines[CHIEF].wait_for('step 2,')
-    second = new_cluster().start(FAR)  # Another chief, in the same folder.
-    assert second.statuses() == {CHIEF: 1, WORKER: 1}
-    for script in second.scripts.values():
-        assert f'another trainer is at work in {machines.train_dir}' in script.errors[0]
-    machines[WORKER].send(signal.SIGTERM)
-    machines.assert_lost(WORKER)
-    assert machines[WORKER].wait() == 128 + signal.SIGTERM
+    cluster = new_cluster().start(FAR, before={WORKER: quick})
+    cluster[CHIEF].wait_for('step 2,')
+    cluster[WORKER].send(signal.SIGTERM)
+    cluster.assert_lost(WORKER)
+    assert cluster[WORKER].wait() == 143
 
 
-def test_all_told_to_stop_at_the_same_time_wait_for_the_chief_to_save(new_cluster):
-    machines = new_cluster(ps=1).start(FAR)
-    machines[CHIEF].wait_for('step 2,')
-    for name in PS, WORKER, CHIEF:
-        machines[name].send(signal.SIGTERM)
-    assert machines.statuses() == {CHIEF: 143, WORKER: 0, PS: 0}
-    assert machines.check()[0] > 2
+def test_failed_chief_gives_the_workers_its_reason(new_cluster, train):
+    first = train(FAR, folder='train')
+    first.wait_for('step 0,')
+    cluster = new_cluster().start(FAR)
+    assert cluster.statuses() == {CHIEF: 1, WORKER: 1}
+    for script in cluster.scripts.values():
+        assert f'another trainer is running in {cluster.train_dir}' in script.errors[0]
 
 
-# --- All on one machine -------------------------------------------------------------
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+def test_chief_saves_when_all_are_stopped_together(new_cluster, number):
+    cluster = new_cluster().start(FAR)
+    cluster[CHIEF].wait_for('step 2,')
+    for name in WORKER, CHIEF:
+        cluster[name].send(number)
+    assert cluster.statuses() == {CHIEF: 143, WORKER: 0}
+    assert cluster.check()[0] > 2
 
 
-def children(pid):
-    """The processes that a process has started, oldest first."""
-    return [int(child) for child in harness.read(f'/proc/{pid}/task/{pid}/children').split()]
-
-
-def test_a_cluster_on_one_machine_is_started_again_and_ends_with_the_chief(data_dir, tmp_path):
-    flags = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}', '--batch_size=8']
-    command = ['-m', 'support.local_cluster', '--workers=1', DISTRIBUTED, *flags]
-    said, seen = tmp_path / 'said', set()
-
-    def wait_for(pattern):
-        def look():
-            seen.update(children(launcher.pid))
-            return re.search(pattern, said.read_text(), re.MULTILINE)
-
-        assert harness.until(look), said.read_text()
-
-    with said.open('w') as out:
-        launcher = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=harness.FOLDER,
-            env=harness.script_environment(),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_for(r'^chief    \| .*: step 0,')
-        wait_for(r'^worker 0 \| All 2 machines are there')
-        os.kill(children(launcher.pid)[1], signal.SIGKILL)
-        wait_for(r'^chief    \| Worker 0 .* is lost')
-        wait_for(r'^One is lost: starting all of them again\.\n(.*\n)*chief    \| All 2 machines')
-        launcher.send_signal(signal.SIGINT)
-        assert launcher.wait(harness.TIMEOUT) == 130
-        wait_for(r'^chief    \| Stopped by SIGINT')
-        wait_for(r'^worker 0 \| The chief was stopped by SIGINT')
-        assert len(seen) >= 4 and not [pid for pid in seen if os.path.exists(f'/proc/{pid}')]
-    finally:
-        launcher.kill()
-        for pid in seen | set(children(launcher.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-# --- A network that is cut -----------------------------------------------------------
-
-
-@pytest.fixture
-def network():
+def test_cut_network_ends_both_sides_and_the_run_resumes(new_cluster):
     try:
         network = clusters.Network(2)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip('there is no `ip`, or it may not make networks here')
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f'cannot create networks here: {error}')
     with network:
-        yield network
-
-
-def test_a_network_that_is_cut_ends_both_sides_and_the_run_goes_on(network, new_cluster):
-    machines = new_cluster(hosts=network.addresses)
-    enter = dict(zip(machines.names, map(network.enter, range(2))))
-    machines.start(FAR, '--save_checkpoint_secs=1', before=enter)
-    machines[CHIEF].wait_for('step 5,')
-    network.cut(1)
-    for name, other in (CHIEF, WORKER), (WORKER, CHIEF):
-        assert machines[name].wait(30) == 138, machines[name].stderr
-        (error,) = machines[name].errors
-        assert re.match(rf'{other} \(\S+\) is lost: Connection timed out', error, re.IGNORECASE)
-    step = harness.saved_steps(machines.train_dir)[-1]
-    machines.start(f'--max_steps={step + 2}', before=enter)
-    machines[WORKER].wait_for('^Waiting for chief')
-    network.mend(1)
-    machines.assert_finished(step + 2)
+        cluster = new_cluster(hosts=network.addresses)
+        before = {name: network.enter(i) for i, name in enumerate(cluster.names)}
+        cluster.start(FAR, '--save_checkpoint_secs=1', before=before)
+        cluster[CHIEF].wait_for('step 5,')
+        network.cut(1)
+        cluster.assert_lost(WORKER, 30)
+        assert cluster[WORKER].wait(30) == 138
+        step = harness.saved_steps(cluster.train_dir)[-1]
+        cluster.start(f'--max_steps={step + 2}', before=before)
+        cluster[CHIEF].wait_for('^Waiting for worker 0')
+        network.repair(1)
+        cluster.assert_finished(step + 2)
