@@ -1,81 +1,105 @@
-"""Tests of cifar10_convert.py: what it makes of which source, and when it makes nothing."""
+"""Tests of cifar10_convert.py and support/sources.py."""
 
 import collections
+import gzip
 import io
 import os
-import re
+import pickle
 import shutil
+import socket
+import struct
+import sys
 import tarfile
 import weakref
 
+from absl import app
+from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
-from scipy import io as scipy_io
-import tensorflow.compat.v1 as tf
 
 import cifar10_convert
-from support import script
+from support import pictures, script, sources
+from tests import harness
 from tests import reference
 
-FLAGS = tf.flags.FLAGS
-
+FLAGS = flags.FLAGS
 CONVERT = 'cifar10_convert.py'
-FILES = reference.DATA_FILES + ['batches.meta.txt']
+FILES = sorted(reference.DATA_FILES + ['batches.meta.txt'])
+LAYOUT = 'SOURCE/train/CLASS/PICTURE'
+
+DataSet = collections.namedtuple('DataSet', 'names training test')  # Lists of (label, planes).
 
 
-# --- Sources and what became of them -----------------------------------------
+# --- Helpers -------------------------------------------------------------------
 
 
-def write_picture(path, image):
-    """`path` has to be a pathlib.Path; its suffix says in which format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(str(path))
+def planes_of(image):
+    return image.transpose(2, 0, 1).tobytes()
 
 
-class Drawn:
-    """Folders of random pictures of 32x32, which their pixels tell apart.
+def write_pictures(folder, counts):
+    """Writes random 32x32 pictures, so many for each class folder in `counts`.
 
-    Attributes:
-      folder: a pathlib.Path.
-      where: dict of planes, as in a record -> path below `folder`.
+    Returns:
+      Dict of planes, as in a record, -> path below the folder.
     """
-
-    def __init__(self, folder):
-        self.folder, self.where = folder, {}
-
-    def add(self, path, seed):
-        image = reference.random_images(1, seed)[0]
-        write_picture(self.folder / path, image)
-        self.where[image.transpose(2, 0, 1).tobytes()] = path
-
-    def add_some(self, folder, n):
-        for i in range(n):
-            self.add(f'{folder}/{i}.png', seed=len(self.where))
+    written = {}
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            image = reference.random_images(1, seed=len(written))[0]
+            Image.fromarray(image).save(str(folder / name / f'{i}.png'))
+            written[planes_of(image)] = f'{name}/{i}.png'
+    return written
 
 
-def records_in(data_dir, *names):
-    """[(label, planes)] of all records in files of the data set, in their order."""
-    found = []
-    for name in names:
-        contents = (data_dir / reference.DATA_FOLDER / name).read_bytes()
-        assert len(contents) % 3073 == 0
-        for i in range(0, len(contents), 3073):
-            found.append((contents[i], contents[i + 1 : i + 3073]))
-    return found
+def records_in(folder, *names):
+    contents = b''.join((folder / name).read_bytes() for name in names)
+    assert len(contents) % 3073 == 0
+    return [(contents[i], contents[i + 1 : i + 3073]) for i in range(0, len(contents), 3073)]
 
 
-def names_in(data_dir):
-    path = data_dir / reference.DATA_FOLDER / 'batches.meta.txt'
-    return path.read_text(encoding='utf-8').splitlines()
-
-
-def contents_of(data_dir):
-    """Dict of name -> bytes of the seven files, which are all that is there."""
+def read_data_set(data_dir):
+    """The data set, which has to be the only thing in data_dir."""
     folder = data_dir / reference.DATA_FOLDER
     assert sorted(os.listdir(str(data_dir))) == ['.lock', reference.DATA_FOLDER]
-    assert sorted(os.listdir(str(folder))) == sorted(FILES)
-    return {name: (folder / name).read_bytes() for name in FILES}
+    assert sorted(os.listdir(str(folder))) == FILES
+    names = (folder / 'batches.meta.txt').read_text(encoding='utf-8').splitlines()
+    training = records_in(folder, *reference.TRAINING_FILES)
+    return DataSet(names, training, records_in(folder, 'test_batch.bin'))
+
+
+def assert_records(records, names, written, paths):
+    """The records are these pictures, each once, with the label of its folder."""
+    assert sorted(written[planes] for _, planes in records) == sorted(paths)
+    for label, planes in records:
+        assert names[label] == written[planes].split('/')[-2]
+
+
+def replace_by_text(path):
+    path.write_text('no picture')
+
+
+def replace_by_fifo(path):
+    path.unlink()
+    os.mkfifo(str(path))
+
+
+def replace_by_device(path):
+    path.unlink()
+    path.symlink_to('/dev/zero')
+
+
+def cut_in_half(path):
+    os.truncate(str(path), path.stat().st_size // 2)
+
+
+def change_bytes(path):
+    contents = bytearray(path.read_bytes())
+    middle = len(contents) // 2
+    contents[middle : middle + 20] = bytes(byte ^ 255 for byte in contents[middle : middle + 20])
+    path.write_bytes(bytes(contents))
 
 
 @pytest.fixture
@@ -84,40 +108,25 @@ def data_dir(tmp_path):
 
 
 @pytest.fixture
-def convert(start, data_dir):
-    """Function that converts a source and returns the script, which has succeeded."""
+def convert(data_dir):
+    """Function that converts a source in this process and returns the DataSet."""
 
-    def run(source, *flags, status=0, **kwargs):
-        converter = start(CONVERT, source, f'--data_dir={data_dir}', *flags, **kwargs)
-        assert converter.wait() == status, converter.stdout + converter.stderr
-        assert 'Traceback' not in converter.stderr
-        return converter
-
-    return run
-
-
-@pytest.fixture
-def make(data_dir):
-    """Function that converts a source in this process."""
-
-    def run(source, **flags):
-        for name, value in dict(flags, data_dir=str(data_dir)).items():
+    def run(source, **values):
+        for name, value in dict(values, data_dir=str(data_dir)).items():
             setattr(FLAGS, name, value)
-        cifar10_convert.main([str(source)])
+        cifar10_convert.main([CONVERT, str(source)])
+        return read_data_set(data_dir)
 
     return run
 
 
 @pytest.fixture
-def refuse(make, data_dir):
-    """Function that converts a source in this process, and returns what is wrong with it.
+def reject(convert, data_dir):
+    """Function that expects an error, and nothing written. Returns the message."""
 
-    There must be nothing then that a trainer takes, nor anything half done.
-    """
-
-    def run(source):
+    def run(source, **values):
         with pytest.raises(script.UserError) as error:
-            make(source)
+            convert(source, **values)
         assert os.listdir(str(data_dir)) == ['.lock']
         assert '\n' not in str(error.value)
         return str(error.value)
@@ -125,535 +134,567 @@ def refuse(make, data_dir):
     return run
 
 
-# --- Folders of pictures -----------------------------------------------------
-
-Parts = collections.namedtuple('Parts', 'drawn names train test')
+# --- Folders of pictures ---------------------------------------------------------
 
 
-@pytest.fixture
-def parts(tmp_path):
-    """Folders for training and test, of classes that are not made in the order of their names."""
-    drawn = Drawn(tmp_path / 'pictures')
-    train = collections.OrderedDict([('tree', 31), ('a dog', 40), ('Ähre', 22), ('Dog', 28)])
-    test = {'a dog': 5, 'Ähre': 9, 'tree': 1}  # And of the fourth class none.
-    for name, n in train.items():
-        drawn.add_some(f'train/{name}', n)
-    for name, n in test.items():
-        drawn.add_some(f'test/{name}', n)
-    return Parts(drawn, ['Dog', 'a dog', 'tree', 'Ähre'], train, test)
+@pytest.mark.parametrize(
+    'train, test',
+    [('train', 'test'), ('Train', 'Test'), ('training', 'TESTING'), ('train', 'val')],
+)
+def test_folders_for_training_and_test_become_records(convert, tmp_path, capsys, train, test):
+    names = ['Dog', 'a dog', 'tree', 'Ähre']
+    counts = [('tree', 31), ('a dog', 40), ('Ähre', 22), ('Dog', 28)]
+    training = {f'{train}/{name}': count for name, count in counts}
+    testing = {f'{test}/a dog': 5, f'{test}/Ähre': 9, f'{test}/tree': 1}
+    written = write_pictures(tmp_path / 'source', dict(training, **testing))
+    found = convert(tmp_path / 'source')
+    assert found.names == names
+    for records, half in (found.training, train), (found.test, test):
+        paths = [path for path in written.values() if path.startswith(half + '/')]
+        assert_records(records, names, written, paths)
+    output = capsys.readouterr().out
+    assert all(number in output for number in ('121 pictures', '15 for', '4 classes', '0 unread'))
 
 
-def assert_each_once(drawn, records, names, paths):
-    """The records are those of these pictures, each once and with the right label."""
-    assert sorted(drawn.where[planes] for _, planes in records) == sorted(paths)
-    for label, planes in records:
-        assert drawn.where[planes].split('/')[-2] == names[label]
+def test_every_file_mixes_the_classes(convert, data_dir, tmp_path):
+    write_pictures(tmp_path / 'source', {'a': 48, 'b': 36, 'c': 60})
+    convert(tmp_path / 'source')
+    for name in reference.DATA_FILES:
+        labels = [label for label, _ in records_in(data_dir / reference.DATA_FOLDER, name)]
+        assert len(labels) == 24 and set(labels) == {0, 1, 2}
+        assert np.count_nonzero(np.diff(labels)) > 7, 'sorted by class'
 
 
-def test_pictures_for_training_and_test_become_records_of_just_these_with_the_classes_mixed(
-    convert, data_dir, parts
-):
-    converter = convert(parts.drawn.folder)
-    assert converter.errors == []
-    assert converter.lines[-1] == (
-        f'Saved {data_dir}/{reference.DATA_FOLDER}: 121 pictures for training, 15 for the test, '
-        '4 classes; 0 could not be read.'
-    )
-    assert '136/136' in converter.stdout, 'a progress bar'
-    assert sorted(contents_of(data_dir)) == sorted(FILES)
-    assert names_in(data_dir) == parts.names
-    for part, files in ('train', reference.TRAINING_FILES), ('test', ['test_batch.bin']):
-        paths = [path for path in parts.drawn.where.values() if path.startswith(part + '/')]
-        assert_each_once(parts.drawn, records_in(data_dir, *files), parts.names, paths)
-
-    labels = {
-        name: [label for label, _ in records_in(data_dir, name)] for name in reference.DATA_FILES
-    }
-    changes = {name: np.count_nonzero(np.diff(each)) for name, each in labels.items()}
-    assert changes.pop('test_batch.bin') > 4 and min(changes.values()) > 10, 'sorted by class'
-    del labels['test_batch.bin']
-    assert sorted(map(len, labels.values())) == [24, 24, 24, 24, 25]
-    assert all(set(each) == {0, 1, 2, 3} for each in labels.values())
-
-
-def test_without_such_folders_the_same_sixth_of_each_class_is_for_the_test_at_every_run(
-    start, tmp_path
-):
+def test_sixth_of_each_class_is_always_the_same_test_set(convert, data_dir, tmp_path):
     counts = collections.OrderedDict([('cat', 36), ('ant', 17), ('bee', 5), ('owl', 6)])
-    seeds = {}
-    for name, n in counts.items():
-        seeds.update({f'{name}/{i}.png': len(seeds) + i for i in range(n)})
-    made = [Drawn(tmp_path / 'first'), Drawn(tmp_path / 'second')]
-    for drawn, paths in zip(made, [list(seeds), list(seeds)[::-1]]):
-        for path in paths:  # A folder may list them in the order in which they were made.
-            drawn.add(path, seeds[path])
-    targets = [tmp_path / 'data1', tmp_path / 'data2']
-    for drawn, target in zip(made, targets):
-        assert start(CONVERT, drawn.folder, f'--data_dir={target}').wait() == 0
-    assert contents_of(targets[0]) == contents_of(targets[1])
-
+    written = write_pictures(tmp_path / 'first', counts)
+    found = convert(tmp_path / 'first')
     names = ['ant', 'bee', 'cat', 'owl']
-    assert names_in(targets[0]) == names
-    for_test = records_in(targets[0], 'test_batch.bin')
-    assert collections.Counter(names[label] for label, _ in for_test) == dict(cat=6, ant=2, owl=1)
-    everything = for_test + records_in(targets[0], *reference.TRAINING_FILES)
-    assert_each_once(made[0], everything, names, seeds)
-    cats = {made[0].where[planes] for label, planes in for_test if names[label] == 'cat'}
-    in_order = sorted(path for path in seeds if path.startswith('cat/'))
-    for some in in_order[:6], in_order[-6:], in_order[::6]:
-        assert cats != set(some), 'not at random'
+    assert found.names == names
+    assert collections.Counter(names[label] for label, _ in found.test) == dict(cat=6, ant=2, owl=1)
+    assert_records(found.training + found.test, names, written, written.values())
+    cats = {written[planes] for label, planes in found.test if names[label] == 'cat'}
+    in_order = [f'cat/{i}.png' for i in range(36)]
+    assert all(cats != set(some) for some in (in_order[:6], in_order[-6:], in_order[::6]))
+
+    for path in reversed(list(written.values())):  # Another order in the folder.
+        target = tmp_path / 'second' / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(tmp_path / 'first' / path), str(target))
+    shutil.rmtree(str(data_dir))
+    assert convert(tmp_path / 'second') == found
 
 
-def by_pillow(picture):
-    """The largest central square of a Pillow picture as 32x32, [32, 32, 3] float."""
-    picture = picture.convert('RGB')
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((32, 32), Image.BILINEAR)).astype(float)
+def test_system_files_are_neither_classes_nor_pictures(convert, tmp_path, capsys):
+    source = tmp_path / 'source'
+    written = write_pictures(source, {'one': 12, 'two': 12})
+    for path in '__MACOSX/one/._0.png', '.git/HEAD', 'one/.DS_Store', 'two/Thumbs.db', '@eaDir/x':
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_bytes(b'\0\1')
+    (source / 'README.txt').write_text('Where the pictures are from.')
+    found = convert(source)
+    assert found.names == ['one', 'two']
+    assert_records(found.training + found.test, found.names, written, written.values())
+    output = capsys.readouterr()
+    assert output.err == ''
+    assert f'Not used: {source}/README.txt\n' in output.out
 
 
-def test_pictures_of_other_sizes_and_kinds_are_those_that_pillow_makes(make, data_dir, tmp_path):
-    random = np.random.RandomState(3)
-    expected = {}
-    for i, (name, height, width, mode) in enumerate(
-        [
-            ('wide.png', 60, 200, 'RGB'),
-            ('high.png', 77, 40, 'RGB'),
-            ('odd.png', 33, 36, 'RGB'),
-            ('small.png', 9, 12, 'RGB'),
-            ('grey.png', 100, 101, 'L'),
-            ('palette.png', 64, 80, 'P'),
-            ('wide.bmp', 50, 97, 'RGB'),
-            ('high.gif', 120, 64, 'P'),
-            ('photo.jpg', 150, 100, 'RGB'),
-        ]
-    ):
-        # In blocks of 3x3.
-        noise = random.randint(0, 256, [-(-height // 3), -(-width // 3), 3]).astype(np.uint8)
-        pixels = np.repeat(np.repeat(noise, 3, axis=0), 3, axis=1)[:height, :width]
-        picture = Image.fromarray(pixels).convert(mode)
-        path = tmp_path / 'pictures' / 'train' / f'{i} {name}' / name
-        path.parent.mkdir(parents=True)
-        picture.save(str(path))
-        expected[i] = by_pillow(Image.open(str(path)))  # JPEG changes pixels.
-        assert expected[i].std() > 15, 'too dull for a test'
-    write_picture(tmp_path / 'pictures' / 'test' / '0 wide.png' / '1.png', pixels)
-    make(tmp_path / 'pictures')
-    records = records_in(data_dir, *reference.TRAINING_FILES)
-    assert sorted(label for label, _ in records) == sorted(expected)
-    for label, planes in records:
-        image = np.frombuffer(planes, np.uint8).reshape(3, 32, 32).transpose(1, 2, 0)
-        # Decoders of JPEG differ a little.
-        tolerance = 12 if label == 8 else 2
-        assert abs(image - expected[label]).max() <= tolerance, label
-        assert abs(image - expected[label]).mean() <= tolerance / 4, label
+@pytest.mark.parametrize(
+    'counts, parts',
+    [
+        ({'': 5}, ['0 classes', LAYOUT]),
+        ({'.hidden': 5}, ['0 classes', LAYOUT]),
+        ({'one': 6}, ['1 classes', LAYOUT]),
+        ({'train': 0, 'train/a': 6, 'train/b': 6}, ['/train/a ', LAYOUT]),
+        ({'a': 6, 'b/2019': 6, 'b/2020': 6}, ['/b/2019 ', LAYOUT]),
+        ({'train/a': 6, 'train/b/x': 6, 'test/a': 6}, ['/train/b/x ', LAYOUT]),
+        ({'train/a': 6, 'train/b': 6, 'val/a': 6, 'test/a': 6}, ['test, train, val']),
+        ({'train/a': 6, 'train/b': 6, 'TRAIN/a': 6, 'test/a': 6}, ['TRAIN, test, train']),
+        ({'train/a': 6, 'train/b': 6, 'test/c': 6}, ['class c']),
+        ({'a': 6, 'b': 6, 'empty': 0}, ['class empty']),
+        ({'train/a': 6, 'train/b': 6, 'test': 0}, ['0 readable test', 'at least 1']),
+        ({'a': 1, 'b': 1}, ['2 readable training', 'at least 5']),
+        ({'a': 6, 'b\x1b[31m': 6}, ["'b\\x1b[31m'"]),
+        ({'a': 6, 'b ': 6}, ["'b '"]),
+        ({'a': 6, 'gr\udcfc\udcdf': 6}, ['gr', 'Rename']),
+    ],
+)
+def test_unusable_folders_are_rejected(reject, tmp_path, counts, parts):
+    write_pictures(tmp_path / 'source', counts)
+    message = reject(tmp_path / 'source')
+    assert all(part in message for part in parts), message
 
 
-def test_hidden_files_and_folders_are_no_pictures_and_no_classes(convert, data_dir, tmp_path):
-    drawn = Drawn(tmp_path / 'pictures')
-    for name in 'one', 'two':
-        drawn.add_some(name, 12)
-        (drawn.folder / name / '.DS_Store').write_bytes(b'\0\1')
-    (drawn.folder / '.git').mkdir()
-    (drawn.folder / '.git' / 'HEAD').write_text('ref')
-    (drawn.folder / 'README.txt').write_text('Not in the folder of a class.')
-    converter = convert(drawn.folder)
-    assert converter.errors == []
-    assert '20 pictures for training, 4 for the test, 2 classes; 0 could' in converter.lines[-1]
-    assert_each_once(
-        drawn, records_in(data_dir, *reference.DATA_FILES), ['one', 'two'], drawn.where.values()
+@pytest.mark.parametrize('n', [256, 257])
+def test_number_of_classes_is_at_most_256(convert, reject, tmp_path, n):
+    for i in range(n):
+        for half in 'train', 'test':
+            folder = tmp_path / 'source' / half / f'{i:03}'
+            folder.mkdir(parents=True)
+            Image.new('RGB', (32, 32), (i % 256,) * 3).save(str(folder / '1.png'))
+    if n == 257:
+        assert '257' in reject(tmp_path / 'source')
+        return
+    found = convert(tmp_path / 'source')
+    assert len(found.names) == len(found.test) == len(found.training) == 256
+    assert all(planes == bytes([label]) * 3072 for label, planes in found.training + found.test)
+
+
+def test_class_names_do_not_depend_on_the_locale(tmp_path, data_dir):
+    write_pictures(tmp_path / 'source', {'кот': 6, 'dog': 6})
+    ascii_only = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+    env = dict(harness.script_environment(), **ascii_only)
+    converter = harness.start_script(
+        str(tmp_path / 'log'), CONVERT, [tmp_path / 'source', f'--data_dir={data_dir}'], env
     )
+    assert converter.wait() == 0, converter.stderr
+    assert read_data_set(data_dir).names == ['dog', 'кот']
 
 
-# --- What cannot be read -----------------------------------------------------
+# --- Unreadable pictures ---------------------------------------------------------
 
 
 @pytest.fixture
 def hundred(tmp_path):
-    """100 pictures, 80 of them for training."""
-    drawn = Drawn(tmp_path / 'pictures')
-    for part, name, n in [
-        ('train', 'a', 40),
-        ('train', 'b', 40),
-        ('test', 'a', 10),
-        ('test', 'b', 10),
-    ]:
-        drawn.add_some(f'{part}/{name}', n)
-    return drawn
+    """A source with 80 pictures for training and 20 for the test, and its dict from planes."""
+    counts = {'train/a': 40, 'train/b': 40, 'test/a': 10, 'test/b': 10}
+    return tmp_path / 'source', write_pictures(tmp_path / 'source', counts)
 
 
-def spoil(drawn, path, contents):
-    (drawn.folder / path).write_bytes(contents)
-    drawn.where = {planes: name for planes, name in drawn.where.items() if name != path}
+def assert_all_but(found, written, missing):
+    paths = [path for path in written.values() if path not in missing]
+    assert_records(found.training + found.test, ['a', 'b'], written, paths)
 
 
-def test_one_in_a_hundred_may_be_unreadable_and_is_named_and_left_out(convert, data_dir, hundred):
-    spoil(hundred, 'train/b/7.png', b'no picture')
-    converter = convert(hundred.folder)
-    assert [line for line in converter.errors if line][0].startswith(
-        f'{hundred.folder}/train/b/7.png: '
-    )
-    assert len([line for line in converter.errors if line]) == 1
-    assert converter.lines[-1].endswith(
-        ': 79 pictures for training, 20 for the test, 2 classes; 1 could not be read.'
-    )
-    found = records_in(data_dir, *reference.DATA_FILES)
-    assert_each_once(hundred, found, ['a', 'b'], hundred.where.values())
-    sizes = [len(records_in(data_dir, name)) for name in reference.TRAINING_FILES]
-    assert sorted(sizes) == [15, 16, 16, 16, 16]
+def replace_by_socket(path):
+    path.unlink()
+    folder = os.getcwd()
+    os.chdir(str(path.parent))  # The path of a socket has to be short.
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+    os.chdir(folder)
 
 
-def test_more_than_one_in_a_hundred_make_it_stop_unless_it_is_to_keep_going(
-    convert, data_dir, hundred
-):
-    whole = (hundred.folder / 'test/a/3.png').read_bytes()
-    spoil(hundred, 'train/b/7.png', b'')
-    spoil(hundred, 'test/a/3.png', whole[: len(whole) // 2])
-    stopped = convert(hundred.folder, status=1)
-    named = [line for line in stopped.errors if line]
-    assert [line.split(': ')[0] for line in named] == [
-        f'{hundred.folder}/train/b/7.png',
-        f'{hundred.folder}/test/a/3.png',
-        CONVERT,
-    ]
-    assert all(re.match(r'.+: \S', line) for line in named), 'without a reason'
-    assert ' 2 of 100 pictures ' in named[-1] and '--keep_going' in named[-1]
-    assert os.listdir(str(data_dir)) == ['.lock']
-
-    kept_going = convert(hundred.folder, '--keep_going')
-    assert [line.split(': ')[0] for line in kept_going.errors if line] == [
-        line.split(': ')[0] for line in named[:-1]
-    ]
-    assert kept_going.lines[-1].endswith('2 could not be read.')
-    assert_each_once(
-        hundred, records_in(data_dir, *reference.DATA_FILES), ['a', 'b'], hundred.where.values()
-    )
+@pytest.mark.parametrize(
+    'spoil',
+    [replace_by_text, cut_in_half, replace_by_fifo, replace_by_socket, replace_by_device],
+)
+def test_one_unreadable_picture_in_a_hundred_is_named_and_skipped(convert, capsys, hundred, spoil):
+    source, written = hundred
+    spoil(source / 'train/b/7.png')
+    found = convert(source)
+    assert (len(found.training), len(found.test)) == (79, 20)
+    assert_all_but(found, written, ['train/b/7.png'])
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert line.startswith(f'{source}/train/b/7.png: ')
+    assert '1 unreadable' in output.out
 
 
-# --- CIFAR-100 ---------------------------------------------------------------
+def test_more_unreadable_pictures_need_keep_going(convert, reject, capsys, hundred):
+    source, written = hundred
+    spoiled = ['train/b/7.png', 'test/a/3.png']
+    for path in spoiled:
+        (source / path).write_text('no picture')
+    message = reject(source)
+    assert '2 of 100' in message and '--keep_going' in message
+    named = [line.split(': ')[0] for line in capsys.readouterr().err.splitlines()]
+    assert named == [f'{source}/{path}' for path in spoiled]
+    assert_all_but(convert(source, keep_going=True), written, spoiled)
 
 
-@pytest.fixture(scope='module')
-def cifar_100(tmp_path_factory):
-    """Few records as CIFAR-100 has them, by path: archive and folder; and their parts."""
-    folder = tmp_path_factory.mktemp('cifar100')
-    labels = np.random.RandomState(5).randint(0, [20, 100], [40, 2])
-    labels[0] = 19, 99
-    images = reference.random_images(40, seed=6)
-    planes = [image.transpose(2, 0, 1).tobytes() for image in images]
-    whole = [bytes([coarse, fine]) + each for (coarse, fine), each in zip(labels, planes)]
-    members = {
-        'train.bin': b''.join(whole[:30]),
-        'test.bin': b''.join(whole[30:]),
-        'fine_label_names.txt': ''.join(f'fine_{99 - i}\n' for i in range(100)).encode(),
-        'coarse_label_names.txt': ''.join(f'coarse_{19 - i}\n' for i in range(20)).encode() + b'\n',
+def test_class_with_only_unreadable_pictures_is_rejected(reject, hundred):
+    source, _ = hundred
+    for i in range(40):
+        (source / f'train/b/{i}.png').write_text('no picture')
+    assert 'class b' in reject(source, keep_going=True)
+
+
+# --- CIFAR-10 and CIFAR-100 ------------------------------------------------------
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes bytes as Python 2 writes its strings; `calls` is a function that the file calls."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value):
+        self.write(pickle.BINSTRING + struct.pack('<i', len(value)) + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+
+def python2_pickle(value):
+    file = io.BytesIO()
+    Python2Pickler(file, 2).dump(value)
+    return file.getvalue()
+
+
+LEVELS = {'fine': 100, 'coarse': 20}
+NAMES = {level: [f'{level}_{n - i}' for i in range(n)] for level, n in LEVELS.items()}
+FINE = np.arange(130) * 7 % 100
+LABELS = {'fine': FINE, 'coarse': FINE // 5}
+PLANES = [planes_of(image) for image in reference.random_images(130, seed=6)]
+
+
+def published(kind):
+    """Dict of file name -> contents with 130 images, 100 of them for training."""
+    rows = np.stack([np.frombuffer(planes, np.uint8) for planes in PLANES])
+    levels = {'coarse': ''} if kind == 'CIFAR-10' else {'fine': 'fine_', 'coarse': 'coarse_'}
+    training, test = slice(100), slice(100, None)
+
+    def batch(part):
+        values = {
+            f'{key}labels'.encode(): LABELS[each][part].tolist() for each, key in levels.items()
+        }
+        values[b'data'] = rows[part]
+        return python2_pickle(values)
+
+    if kind == 'binary':
+        records = np.column_stack([LABELS['coarse'], LABELS['fine'], rows]).astype(np.uint8)
+        files = {
+            f'{each}_label_names.txt': '\n'.join(NAMES[each] + ['']).encode() for each in LEVELS
+        }
+        return dict(
+            files, **{'train.bin': records[training].tobytes(), 'test.bin': records[test].tobytes()}
+        )
+    names = {
+        f'{key}label_names'.encode(): [name.encode() for name in NAMES[level]]
+        for level, key in levels.items()
     }
-    with tarfile.open(str(folder / 'cifar-100-binary.tar.gz'), 'w:gz') as archive:
-        for name, contents in members.items():
-            info = tarfile.TarInfo('cifar-100-binary/' + name)
+    if kind == 'python':
+        return {'meta': python2_pickle(names), 'train': batch(training), 'test': batch(test)}
+    files = {f'data_batch_{i + 1}': batch(slice(20 * i, 20 * i + 20)) for i in range(5)}
+    return dict(files, **{'test_batch': batch(test), 'batches.meta': python2_pickle(names)})
+
+
+def write_files(folder, files):
+    folder.mkdir(parents=True)
+    for name, contents in files.items():
+        (folder / name).write_bytes(contents)
+    return folder
+
+
+def write_archive(path, files):
+    with tarfile.open(str(path), 'w:gz') as archive:
+        for name, contents in files.items():
+            info = tarfile.TarInfo('cifar/' + name)
             info.size = len(contents)
             archive.addfile(info, io.BytesIO(contents))
-    (folder / 'unpacked').mkdir()
-    for name, contents in members.items():
-        (folder / 'unpacked' / name).write_bytes(contents)
-    return folder, labels, planes
+    return path
 
 
-@pytest.mark.parametrize('source', ['cifar-100-binary.tar.gz', 'unpacked'])
-@pytest.mark.parametrize('coarse', [False, True], ids=['fine', 'coarse'])
-def test_cifar_100_keeps_its_images_with_labels_fine_or_coarse(
-    make, data_dir, cifar_100, source, coarse
-):
-    folder, labels, planes = cifar_100
-    make(folder / source, coarse=coarse)
-    expected = list(zip(labels[:, 0 if coarse else 1], planes))
-    assert sorted(records_in(data_dir, *reference.TRAINING_FILES)) == sorted(expected[:30])
-    assert sorted(records_in(data_dir, 'test_batch.bin')) == sorted(expected[30:])
-    assert names_in(data_dir) == (
-        [f'coarse_{19 - i}' for i in range(20)]
-        if coarse
-        else [f'fine_{99 - i}' for i in range(100)]
+@pytest.mark.parametrize('packed', [False, True], ids=['folder', 'archive'])
+@pytest.mark.parametrize(
+    'kind, level',
+    [
+        ('binary', 'fine'),
+        ('binary', 'coarse'),
+        ('python', 'fine'),
+        ('python', 'coarse'),
+        ('CIFAR-10', 'coarse'),
+    ],
+)
+def test_cifar_keeps_images_labels_and_names(convert, tmp_path, kind, level, packed):
+    write = write_archive if packed else write_files
+    source = write(tmp_path / 'source', published(kind))
+    found = convert(source, coarse=level == 'coarse' and kind != 'CIFAR-10')
+    expected = list(zip(LABELS[level], PLANES))
+    assert sorted(found.training) == sorted(expected[:100])
+    assert sorted(found.test) == sorted(expected[100:])
+    assert found.names == NAMES[level]
+
+
+class Call:
+    """Pickles as a call of os.mkdir."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickle_cannot_call_functions(reject, tmp_path):
+    files = published('CIFAR-10')
+    attack = {b'label_names': [b'a', b'b'], b'labels': [], b'data': Call(str(tmp_path / 'hacked'))}
+    files['test_batch'] = python2_pickle(attack)
+    assert 'mkdir' in reject(write_files(tmp_path / 'source', files))
+    assert not (tmp_path / 'hacked').exists()
+
+
+@pytest.mark.parametrize(
+    'kind, change, parts',
+    [
+        ('binary', {'fine_label_names.txt': b'a b c'}, ['label 99', '3 classes']),
+        ('binary', {'fine_label_names.txt': b'\xff\xfe'}, []),
+        ('binary', {'fine_label_names.txt': None}, ['No such file']),
+        ('binary', {'test.bin': b'\0' * 3075}, []),
+        ('binary', {'test.bin': b''}, ['0 readable test']),
+        ('CIFAR-10', {'batches.meta': b'no pickle'}, []),
+        ('CIFAR-10', {'data_batch_3': b''}, []),
+        ('CIFAR-10', {'test_batch': python2_pickle({b'labels': [1]})}, ["'data'"]),
+        ('CIFAR-10', {'test_batch': python2_pickle({b'labels': [1], b'data': 1})}, []),
+        ('CIFAR-10', {'data_batch_1.bin': b'', 'batches.meta': None}, ['needs no conversion']),
+    ],
+)
+def test_unusable_cifar_folders_are_rejected(reject, tmp_path, kind, change, parts):
+    files = dict(published(kind), **change)
+    source = write_files(
+        tmp_path / 'source', {name: each for name, each in files.items() if each is not None}
     )
+    message = reject(source)
+    assert str(source) in message and all(part in message for part in parts), message
 
 
-# --- SVHN --------------------------------------------------------------------
+def test_labels_have_to_match_the_images(reject, tmp_path):
+    files = published('CIFAR-10')
+    images = np.zeros([3, 3072], np.uint8)
+    files['test_batch'] = python2_pickle({b'labels': [1, 2], b'data': images})
+    assert '2 labels for 3 images' in reject(write_files(tmp_path / 'source', files))
 
 
-@pytest.fixture(scope='module')
-def svhn(tmp_path_factory):
-    """The folder, the labels, with 0 for a zero, and the planes of 25 and 8 digits."""
-    folder = tmp_path_factory.mktemp('svhn')
-    labels = np.append(np.arange(25) % 10, [0, 9, 1, 8, 0, 5, 6, 2])
-    images = reference.random_images(33, seed=9)
-    for name, part in ('train_32x32.mat', slice(0, 25)), ('test_32x32.mat', slice(25, 33)):
-        y = np.where(labels[part] == 0, 10, labels[part]).astype(np.uint8)[:, np.newaxis]
-        contents = {'X': np.stack(images[part], axis=-1), 'y': y}
-        assert contents['X'].shape[:3] == (32, 32, 3)
-        scipy_io.savemat(str(folder / name), contents, do_compression=True)
-    return folder, labels, [image.transpose(2, 0, 1).tobytes() for image in images]
+def test_coarse_is_for_cifar_100_only(reject, tmp_path):
+    assert '--coarse' in reject(write_files(tmp_path / 'x', published('CIFAR-10')), coarse=True)
 
 
-def test_the_digits_of_svhn_keep_their_images_and_a_ten_is_a_zero(make, data_dir, svhn):
-    folder, labels, planes = svhn
-    make(folder)
-    assert names_in(data_dir) == list('0123456789')
-    expected = list(zip(labels, planes))
-    assert sorted(records_in(data_dir, *reference.TRAINING_FILES)) == sorted(expected[:25])
-    assert sorted(records_in(data_dir, 'test_batch.bin')) == sorted(expected[25:])
+def leave_out_names(path):
+    files = published('binary')
+    del files['fine_label_names.txt']
+    write_archive(path, files)
 
 
-def test_where_scipy_is_missing_svhn_and_nothing_else_asks_for_it(
-    convert, data_dir, svhn, cifar_100
-):
-    without = "import sys; sys.modules['scipy'] = None"
-    refused = convert(svhn[0], status=1, before=without)
-    (error,) = refused.errors
-    assert error.startswith(f'{CONVERT}: ') and 'pip install scipy' in error
-    assert os.listdir(str(data_dir)) == ['.lock']
-    convert(cifar_100[0] / 'unpacked', before=without)
-    assert sorted(contents_of(data_dir)) == sorted(FILES)
-
-
-# --- What is no source -------------------------------------------------------
+def replace_by_bomb(path):
+    path.write_bytes(gzip.compress(bytes(2**24)))
+    assert path.stat().st_size < 2**15
 
 
 @pytest.mark.parametrize(
-    'folders, files, reason',
+    'spoil, part',
     [
-        ([], ['picture.png'], 'has 0 classes; 2 to 256 are possible'),
-        (['.hidden'], [], 'has 0 classes'),
-        ([], ['one/%d.png'], 'has 1 classes'),
-        ([], ['one/%d.png', 'two/%d.png', 'empty/.hidden'], 'no picture in .*/empty'),
-        ([], ['train/a/%d.png', 'train/b/%d.png', 'test/c/1.png'], "without any training: .*'c'"),
-        (
-            ['train/b'],
-            ['train/a/%d.png', 'test/a/1.png', 'test/b/1.png'],
-            'no picture in .*/train/b',
-        ),
-        (['test'], ['train/a/%d.png', 'train/b/%d.png'], '0 pictures for test do not fill 1 file'),
-        ([], ['a/1.png', 'b/1.png'], '2 pictures for training do not fill 5 files'),
+        (lambda path: path.unlink(), 'No such file'),
+        (replace_by_text, '.tar.gz'),
+        (lambda path: path.write_bytes(gzip.compress(b'text')), ''),
+        (cut_in_half, ''),
+        (lambda path: os.truncate(str(path), path.stat().st_size - 4), ''),
+        (lambda path: write_archive(path, {'something': b'else'}), 'neither CIFAR-10 nor'),
+        (leave_out_names, "'fine_label_names.txt'"),
+        (change_bytes, ''),
+        (replace_by_bomb, 'more than 4194304'),
+        (replace_by_fifo, 'not a regular file'),
+        (replace_by_device, 'not a regular file'),
+        (lambda path: os.truncate(str(path), 2**22 + 1), 'limit of 4194304'),
     ],
-    ids=[
-        'pictures without folders',
-        'nothing',
-        'one class',
-        'class without pictures',
-        'only for the test',
-        'nothing for training',
-        'nothing for the test',
-        'too few',
-    ],
+    ids='missing text no-tar half no-checksum other member changed bomb fifo device large'.split(),
 )
-def test_folders_of_which_no_data_set_can_be_made_are_refused(
-    refuse, tmp_path, folders, files, reason
-):
-    source = tmp_path / 'source'
-    for folder in folders:
-        (source / folder).mkdir(parents=True)
-    for name in files:
-        for i in range(6) if '%d' in name else [0]:
-            path = source / (name % i if '%d' in name else name)
-            write_picture(path.parent / 'x.png', np.zeros([4, 4, 3], np.uint8))
-            (path.parent / 'x.png').rename(path)
-    assert re.search(reason, refuse(source))
+def test_unusable_archives_are_rejected(reject, tmp_path, monkeypatch, spoil, part):
+    monkeypatch.setattr(sources, 'MAX_BYTES', 2**22)
+    archive = write_archive(tmp_path / 'cifar.tar.gz', published('binary'))
+    spoil(archive)
+    message = reject(archive)
+    assert str(archive) in message and part in message, message
 
 
-@pytest.mark.parametrize('n, possible', [(256, True), (257, False)])
-def test_there_can_be_256_classes_and_no_more(make, refuse, data_dir, tmp_path, n, possible):
-    for i in range(n):
-        for name in 'train/%03d/1.png', 'test/%03d/1.png':
-            path = tmp_path / 'source' / (name % i)
-            if possible:
-                write_picture(path, np.full([32, 32, 3], i, np.uint8))
-            else:
-                path.parent.mkdir(parents=True)
-                path.touch()
-    if not possible:
-        assert 'has 257 classes; 2 to 256 are possible' in refuse(tmp_path / 'source')
-        return
-    make(tmp_path / 'source')
-    for name in reference.DATA_FILES:
-        assert all(planes == bytes([label]) * 3072 for label, planes in records_in(data_dir, name))
-    assert len(records_in(data_dir, 'test_batch.bin')) == len(names_in(data_dir)) == 256
+# --- Kaggle and SVHN -------------------------------------------------------------
 
 
-def test_what_is_neither_a_folder_nor_an_archive_is_refused(refuse, tmp_path):
-    text = tmp_path / 'text.tar.gz'
-    text.write_text('no archive')
-    for source in text, tmp_path / 'missing':
-        assert refuse(source).startswith(f'cannot read {source} as a folder or cifar-100-binary')
+def test_kaggle_uses_the_labelled_pictures(convert, tmp_path, capsys):
+    written = write_pictures(tmp_path / 'source', {'train': 24, 'test': 3})
+    rows = [f'{i},{"dog" if i % 2 else "cat"}\n' for i in range(24)]
+    (tmp_path / 'source' / 'trainLabels.csv').write_text('id,label\n' + ''.join(rows))
+    found = convert(tmp_path / 'source')
+    assert found.names == ['cat', 'dog']
+    assert (len(found.training), len(found.test)) == (20, 4)
+    for label, planes in found.training + found.test:
+        half, name = written[planes].split('/')
+        assert half == 'train' and int(name[:-4]) % 2 == label
+    assert 'test set' in capsys.readouterr().out
 
 
-def damage(path):
-    """Changes some bytes in the middle, as a bad disk does."""
-    contents = bytearray(path.read_bytes())
-    middle = len(contents) // 2
-    contents[middle : middle + 20] = bytes(byte ^ 255 for byte in contents[middle : middle + 20])
-    path.write_bytes(bytes(contents))
+def svhn_arrays(n, seed=0):
+    labels = np.arange(n) % 10
+    images = reference.random_images(n, seed)
+    y = np.where(labels == 0, 10, labels).astype(np.uint8)[:, np.newaxis]
+    return {'X': np.stack(images, axis=-1), 'y': y}, list(zip(labels, map(planes_of, images)))
 
 
-def cut_in_half(path):
-    os.truncate(str(path), path.stat().st_size // 2)
+@pytest.fixture
+def svhn(tmp_path):
+    """Function that writes SVHN, with other arrays in the test set. Returns the folder."""
+    scipy_io = pytest.importorskip('scipy.io')
+
+    def write(**arrays):
+        (tmp_path / 'svhn').mkdir()
+        training, test = svhn_arrays(25)[0], dict(svhn_arrays(13, seed=1)[0], **arrays)
+        for name, values in ('train', training), ('test', test):
+            path = str(tmp_path / 'svhn' / f'{name}_32x32.mat')
+            scipy_io.savemat(path, values, do_compression=True)
+        return tmp_path / 'svhn'
+
+    return write
+
+
+def test_svhn_keeps_images_and_label_10_is_a_zero(convert, svhn):
+    found = convert(svhn())
+    assert found.names == list('0123456789')
+    assert sorted(found.training) == sorted(svhn_arrays(25)[1])
+    assert sorted(found.test) == sorted(svhn_arrays(13, seed=1)[1])
 
 
 @pytest.mark.parametrize(
-    'damaged',
+    'arrays, part',
     [
-        'an archive of something else',
-        'archive cut short',
-        'archive with other bytes',
-        'missing part',
-        'no records',
-        'digits cut short',
-        'digits with other bytes',
+        (dict(y=np.ones([12, 1], np.uint8)), '12 labels for 13 images'),
+        (dict(y=np.full([13, 1], 12, np.uint8)), '1 to 10'),
+        (dict(y=np.zeros([13, 1], np.uint8)), '1 to 10'),
+        (dict(X=np.zeros([32, 32, 3, 13])), 'float64'),
+        (dict(X=np.zeros([32, 32, 13], np.uint8)), ''),
+        (dict(X=np.zeros([32, 32, 1, 13], np.uint8)), '[13, 32, 32, 1]'),
     ],
 )
-def test_a_damaged_archive_or_folder_is_named(refuse, cifar_100, svhn, tmp_path, damaged):
-    shutil.copytree(str(cifar_100[0]), str(tmp_path / 'cifar'))
-    shutil.copytree(str(svhn[0]), str(tmp_path / 'svhn'))
-    archive, unpacked = tmp_path / 'cifar' / 'cifar-100-binary.tar.gz', tmp_path / 'cifar/unpacked'
-    if damaged == 'an archive of something else':
-        source = tmp_path / 'cifar-10-binary.tar.gz'
-        with tarfile.open(str(source), 'w:gz') as other:
-            other.add(str(unpacked), 'cifar-10-batches-bin')
-    elif damaged == 'archive cut short':
-        source = archive
-        cut_in_half(archive)
-    elif damaged == 'archive with other bytes':
-        source = archive
-        damage(archive)
-    elif damaged == 'missing part':
-        source = unpacked
-        (unpacked / 'fine_label_names.txt').unlink()
-    elif damaged == 'no records':
-        source = unpacked
-        os.truncate(str(unpacked / 'test.bin'), 3074 + 1)
-    else:
-        source = tmp_path / 'svhn'
-        change = cut_in_half if damaged == 'digits cut short' else damage
-        change(source / 'test_32x32.mat')
-    assert str(source) in refuse(source)
-
-
-def test_it_ends_with_one_line_and_status_1(convert, data_dir, tmp_path):
-    (error,) = convert(tmp_path / 'missing', status=1).errors
-    assert error.startswith(f'{CONVERT}: cannot read {tmp_path}/missing as ')
+def test_svhn_with_unexpected_arrays_is_rejected(reject, svhn, arrays, part):
+    message = reject(svhn(**arrays))
+    assert 'svhn' in message and part in message, message
 
 
 @pytest.mark.parametrize(
-    'arguments, reason',
+    'spoil, part',
     [
-        (['SOURCE'], '--data_dir'),
-        (['--data_dir=DATA'], 'one source'),
-        (['SOURCE', 'SOURCE', '--data_dir=DATA'], 'one source'),
+        (lambda path: path.write_bytes(b'MATLAB 7.3 MAT-file'.ljust(512)), '-v7'),
+        (lambda path: path.write_bytes(b''), 'test_32x32.mat'),
+        (lambda path: path.unlink(), 'No such file'),
+        (cut_in_half, 'test_32x32.mat'),
+        (change_bytes, 'test_32x32.mat'),
+        (replace_by_device, 'not a regular file'),
     ],
-    ids=['no target', 'no source', 'two sources'],
+    ids=['version 7.3', 'empty', 'missing', 'truncated', 'changed', 'device'],
 )
-def test_without_source_or_target_it_says_how_to_call_it(start, tmp_path, arguments, reason):
-    places = {'SOURCE': str(tmp_path), '--data_dir=DATA': f'--data_dir={tmp_path}/data'}
-    converter = start(CONVERT, *[places[argument] for argument in arguments])
-    assert converter.wait() == 1
-    said = converter.stdout + converter.stderr
-    assert reason in converter.errors[-1] or reason in said.splitlines()[-1]
-    assert f'python {CONVERT} SOURCE --data_dir=' in said and 'Traceback' not in said
-    assert os.listdir(str(tmp_path)) == []
+def test_unreadable_svhn_is_rejected(reject, svhn, spoil, part):
+    folder = svhn()
+    spoil(folder / 'test_32x32.mat')
+    assert part in reject(folder)
 
 
-# --- The target --------------------------------------------------------------
+def test_svhn_needs_scipy(reject, svhn, monkeypatch):
+    folder = svhn()
+    monkeypatch.setitem(sys.modules, 'scipy', None)
+    monkeypatch.setitem(sys.modules, 'scipy.io', None)
+    assert 'pip install scipy' in reject(folder)
 
 
-def test_a_data_set_that_is_there_is_left_alone(convert, data_dir, cifar_100):
+# --- Output ----------------------------------------------------------------------
+
+
+def contents_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_existing_data_set_is_left_alone(convert, data_dir, tmp_path):
+    write_pictures(tmp_path / 'source', {'a': 6, 'b': 6})
     reference.write_data(data_dir, reference.random_images(20), [1] * 20, test_images=5)
-    target = data_dir / reference.DATA_FOLDER
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in target.iterdir()}
-    (error,) = convert(cifar_100[0] / 'unpacked', status=1).errors
-    assert error == f'{CONVERT}: {target} holds something already; nothing was changed'
-    assert os.listdir(str(data_dir)) == [reference.DATA_FOLDER]
-    assert before == {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in target.iterdir()
-    }
+    before = contents_of(data_dir)
+    with pytest.raises(script.UserError, match=f'{data_dir}/{reference.DATA_FOLDER}'):
+        convert(tmp_path / 'source')
+    assert contents_of(data_dir) == before
 
 
-def test_an_empty_folder_in_its_place_is_no_obstacle(make, data_dir, cifar_100):
+def test_empty_folder_is_replaced(convert, data_dir, tmp_path):
+    write_pictures(tmp_path / 'source', {'a': 6, 'b': 6})
     (data_dir / reference.DATA_FOLDER).mkdir(parents=True)
-    make(cifar_100[0] / 'unpacked')
-    assert len(contents_of(data_dir)) == 7
+    assert convert(tmp_path / 'source').names == ['a', 'b']
 
 
-# It stands still when eight pictures are in the files and four more have been read.
-STALLED = """
+@pytest.mark.parametrize('place', ['file', 'file/below', 'source', 'source/below'])
+def test_unusable_data_dir_is_rejected(tmp_path, place):
+    write_pictures(tmp_path / 'source', {'a': 6, 'b': 6})
+    (tmp_path / 'file').write_text('')
+    FLAGS.data_dir = str(tmp_path / place)
+    with pytest.raises(script.UserError, match=f'--data_dir={tmp_path}/{place}'):
+        cifar10_convert.main([CONVERT, str(tmp_path / 'source')])
+
+
+def test_full_disk_leaves_nothing(reject, data_dir, tmp_path, monkeypatch):
+    def fail(folder, names):
+        assert os.path.getsize(f'{folder}/data_batch_5.bin') > 0
+        raise OSError(28, 'No space left on device')
+
+    write_pictures(tmp_path / 'source', {'a': 6, 'b': 6})
+    monkeypatch.setattr(cifar10_convert.dataset, 'write_class_names', fail)
+    message = reject(tmp_path / 'source')
+    assert f'--data_dir={data_dir}' in message and 'No space left' in message
+
+
+def test_killed_conversion_leaves_no_data_set(start, convert, data_dir, hundred):
+    stalled = '''
 import time
 from support import pictures
 read = pictures.read
-def slowly(some, size, at_a_time):
-    for number, each in enumerate(read(some, size, 4)):
-        if number == 2:
-            print('\\nstalled', flush=True)
-            time.sleep(1000)
-        yield each
-pictures.read = slowly
-"""
-
-
-def test_a_killed_one_leaves_no_data_set_and_the_next_one_clears_up_and_succeeds(
-    start, convert, data_dir, cifar_100, parts
-):
-    killed = start(CONVERT, parts.drawn.folder, f'--data_dir={data_dir}', before=STALLED)
+def stall(sources, size, at_a_time):
+    lists = read(sources, size, 4)
+    yield next(lists)
+    yield next(lists)
+    print('stalled', flush=True)
+    time.sleep(1000)
+pictures.read = stall
+'''
+    source, written = hundred
+    killed = start(CONVERT, source, f'--data_dir={data_dir}', before=stalled)
     killed.wait_for('^stalled')
-    (error,) = convert(cifar_100[0] / 'unpacked', status=1).errors
-    assert error == f'{CONVERT}: another process is at work in {data_dir}'
+    with pytest.raises(script.UserError, match=str(data_dir)):
+        convert(source)
     killed.kill()
     assert sorted(os.listdir(str(data_dir))) == ['.convert', '.lock']
-    convert(cifar_100[0] / 'unpacked')
-    assert len(contents_of(data_dir)) == 7
-    assert len(names_in(data_dir)) == 100
+    assert_all_but(convert(source), written, [])
 
 
-def test_an_error_in_the_middle_leaves_nothing(make, data_dir, cifar_100, monkeypatch):
-    def fail(*args):
-        assert (data_dir / '.convert' / 'data_batch_5.bin').stat().st_size > 0
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(cifar10_convert.cifar10_input, 'write_class_names', fail)
-    with pytest.raises(OSError, match='No space left'):
-        make(cifar_100[0] / 'unpacked')
-    assert os.listdir(str(data_dir)) == ['.lock']
+# --- The script ------------------------------------------------------------------
 
 
-# --- Memory ------------------------------------------------------------------
+def test_error_is_one_line_and_status_1(start, data_dir):
+    converter = start(CONVERT, '/missing\x1b[31m', f'--data_dir={data_dir}')
+    assert converter.wait() == 1
+    (line,) = converter.errors
+    assert line.startswith(f'{CONVERT}: ') and '/missing\\x1b[31m' in line
+
+
+def test_usage_asks_for_source_and_data_dir():
+    with pytest.raises(app.UsageError, match='--data_dir=.*DATA_DIR='):
+        cifar10_convert.main([CONVERT, 'source'])
+    for arguments in [], ['a', 'b']:
+        with pytest.raises(app.UsageError, match='SOURCE'):
+            cifar10_convert.main([CONVERT] + arguments)
+
+
+def test_use_fp16_is_rejected(tmp_path):
+    FLAGS.data_dir, FLAGS.use_fp16 = str(tmp_path / 'data'), True
+    with pytest.raises(script.UserError, match='--use_fp16'):
+        cifar10_convert.main([CONVERT, str(tmp_path)])
+
+
+def test_progress_is_printed(convert, hundred, capsys, monkeypatch):
+    monkeypatch.setattr(cifar10_convert, 'PROGRESS_SECS', 0)
+    convert(hundred[0])
+    assert '50 of 100' in capsys.readouterr().out
 
 
 class Counted(np.ndarray):
-    """An array of which the living can be counted."""
+    """An array, so that living ones can be counted."""
 
 
-def test_no_more_images_are_held_than_are_read_at_a_time(make, data_dir, tmp_path, monkeypatch):
-    living, most, lengths = set(), 0, []
+def test_memory_holds_few_images(convert, tmp_path, monkeypatch):
+    living, most = set(), []
 
     def read(paths, size, at_a_time):
-        nonlocal most
-        assert not hasattr(paths, '__len__'), 'all there already'
-        images = []
         for number, path in enumerate(paths):
             image = np.zeros([size, size, 3], np.uint8).view(Counted)
             living.add(number)
             weakref.finalize(image, living.discard, number)
-            images.append((path, image, None))
-            most = max(most, len(living))
-            if len(images) == at_a_time:
-                lengths.append(at_a_time)
-                yield images
-                images = []
-        yield images
+            most.append(len(living))
+            yield [(path, image, None)]
 
-    for i in range(300):
-        path = tmp_path / 'source' / f'class {i % 3}' / f'{i}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    monkeypatch.setattr(cifar10_convert.pictures, 'read', read)
-    monkeypatch.setattr(cifar10_convert, 'PICTURES_AT_A_TIME', 8)
-    make(tmp_path / 'source')
-    total = sum(len(records_in(data_dir, name)) for name in reference.DATA_FILES)
-    assert total == 300 and lengths.count(8) > 30
-    assert most <= 2 * 8 + 1
+    write_pictures(tmp_path / 'source', {'a': 60, 'b': 60})
+    monkeypatch.setattr(pictures, 'read', read)
+    convert(tmp_path / 'source')
+    assert len(most) == 120 and max(most) <= 3
