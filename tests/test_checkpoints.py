@@ -1,4 +1,4 @@
-"""Tests of support/checkpoints.py: which checkpoints are usable, and that only good ones are saved."""
+"""Tests of support/checkpoints.py: which checkpoints are usable; only good ones are saved."""
 
 import os
 import re

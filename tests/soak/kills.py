@@ -74,7 +74,7 @@ def check_listed(train_dir, when):
 
 def resumed_step(script):
     """The global step that a trainer went on from, None if it began anew or had not begun."""
-    match = re.search(r'^Resuming from \S+-(\d+)\.$', script.stdout, re.MULTILINE)
+    match = re.search(r'^Resuming from \S+-(\d+),', script.stdout, re.MULTILINE)
     return match and int(match.group(1))
 
 
