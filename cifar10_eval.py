@@ -156,11 +156,14 @@ def evaluate(model=cifar10):
                         raise
                     print(f'Skipping {script.printable(str(error))}')
                     continue
-                print(f'Evaluating {path} on {num_examples()} images.')
+                num_images = num_examples()
+                print(f'Evaluating {path} on {num_images} images.')
                 session.run(start_input)
                 correct, total, serialized = count_correct(
-                    session, is_correct, num_examples(), summary_op
+                    session, is_correct, num_images, summary_op
                 )
+            if num_examples() != num_images:
+                raise script.UserError(f'{cifar10.data_folder()} changed during the evaluation')
             print(f'{datetime.now()}: precision @ 1 = {correct / total:.3f}{label()}')
             summary = tf.Summary.FromString(serialized)
             summary.value.add(tag='Precision @ 1' + label(), simple_value=correct / total)
@@ -168,6 +171,7 @@ def evaluate(model=cifar10):
 
 
 def main(argv=None):
+    output_folder()  # An error comes before a download.
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16))
     evaluate()

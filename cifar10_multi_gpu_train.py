@@ -118,6 +118,7 @@ def train(model=cifar10):
 
 
 def main(argv=None):
+    script.output_folder('train_dir')  # An error comes before a download.
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16, FLAGS.num_gpus))
     return train()

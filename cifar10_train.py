@@ -88,6 +88,7 @@ def loop(run, train_op, loss, images_per_step, master=''):
 
 
 def main(argv=None):
+    script.output_folder('train_dir')  # An error comes before a download.
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16))
     return train()

@@ -1,4 +1,4 @@
-"""Tests of support/checkpoints.py: which checkpoints are usable; only good ones are saved."""
+"""Tests of support/checkpoints.py: usable and unusable checkpoints, and what is never saved."""
 
 import os
 import re

@@ -1,26 +1,24 @@
-"""Tests of cifar10_eval.py: the figure that it prints, and when it prints none."""
+"""Tests of cifar10_eval.py: the precision that it prints, and when it prints none."""
 
-import collections
 import os
 import re
+import resource
 import shutil
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 import cifar10_eval
-from support import script
-from tests import events
-from tests import harness
-from tests import reference
+from support import checkpoints, dataset, script
+from support.compat import tf
+from tests import events, reference
 
-FLAGS = tf.flags.FLAGS
-PRECISION = re.compile(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}: precision @ 1 = (\d\.\d{3})$')
+FLAGS = cifar10_eval.FLAGS
+LINE = re.compile(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}: precision @ 1 = (\d\.\d{3})(.*)$')
 
 
 @pytest.fixture
-def evaluate(known, tmp_path, capsys):
+def evaluate(known_precision, tmp_path, capsys):
     """Function that evaluates the checkpoints in tmp_path, with these flags, in this process.
 
     It returns the lines of output and the precisions in them.
@@ -28,27 +26,33 @@ def evaluate(known, tmp_path, capsys):
 
     def run(**flags):
         defaults = dict(
-            data_dir=known.data_dir,
+            data_dir=known_precision.data_dir,
             checkpoint_dir=str(tmp_path),
             eval_dir=str(tmp_path / 'eval'),
             batch_size=16,
             run_once=True,
         )
         for name, value in dict(defaults, **flags).items():
-            setattr(FLAGS, name, value)
+            if value is not None:
+                setattr(FLAGS, name, value)
         cifar10_eval.main()
         lines = capsys.readouterr().out.splitlines()
-        return lines, [match.group(1) for match in map(PRECISION.match, lines) if match]
+        return lines, [match.group(1) for match in map(LINE.match, lines) if match]
 
     return run
 
 
+@pytest.fixture
+def checkpoint(known_precision, tmp_path):
+    """The path of a checkpoint of step 12; its averages give the known precision, and the
+    variables are 0."""
+    return write_checkpoint(tmp_path, 12, known_precision.variables)
+
+
 def write_checkpoint(folder, step, averages, **changes):
-    """Writes a checkpoint whose variables are all 0. Returns its path."""
     variables = {name: np.zeros(shape, np.float32) for name, (shape, _) in reference.MODEL.items()}
     values = reference.checkpoint_values(step, variables, averages)
-    values.update(changes)
-    return reference.write_checkpoint(folder, step, values)
+    return reference.write_checkpoint(folder, step, dict(values, **changes))
 
 
 def finish(folder, step):
@@ -57,303 +61,248 @@ def finish(folder, step):
     (folder / 'finished').write_text(f'{step}\n')
 
 
-def steps_with_precision(eval_dir):
+def precisions_shown(eval_dir):
+    """[(tag, step, precision)] in the event files of a folder, rounded."""
     return [
-        step
-        for session in events.sessions(eval_dir)
-        for step, _ in events.curve(session, 'Precision @ 1')
+        (tag, step, round(value, 3))
+        for file in events.by_file(eval_dir)
+        for tag in events.kinds(file)
+        if 'recision' in tag
+        for step, value in events.curve(file, tag)
     ]
 
 
-# --- The figure --------------------------------------------------------------
+# --- The precision -------------------------------------------------------------
 
 
-@pytest.mark.parametrize('batch_size', [1, 7, 16, 128])
-def test_precision_is_that_of_the_averages_and_each_image_counts_once(
-    evaluate, known, tmp_path, batch_size
+@pytest.mark.parametrize('batch_size', [7, 128])
+def test_precision_is_that_of_the_averages_over_each_image_once(
+    evaluate, checkpoint, tmp_path, batch_size
 ):
-    path = write_checkpoint(tmp_path, 12, known.variables)
     lines, precisions = evaluate(batch_size=batch_size)
     assert precisions == ['0.575']  # 23 of 40.
-    assert lines[1:-1] == [f'Evaluating {path} on 40 images.']
+    assert checkpoint in lines[1] and '40 images' in lines[1]
+    assert precisions_shown(tmp_path / 'eval') == [('Precision @ 1', 12, 0.575)]
 
 
-def test_with_a_flag_it_is_that_of_the_variables_and_a_tie_of_all_classes_is_no_hit(
-    evaluate, known, tmp_path
+def test_precision_without_averages_counts_a_tie_as_wrong(
+    evaluate, known_precision, checkpoint, tmp_path
 ):
-    write_checkpoint(tmp_path, 12, known.variables)
     _, precisions = evaluate(use_moving_averages=False)
-    assert precisions == [f'{known.zeros / 40:.3f}']
+    assert precisions == [f'{known_precision.zeros / 40:.3f}']
+    ((tag, _, _),) = precisions_shown(tmp_path / 'eval')
+    assert tag == 'Precision @ 1 (no averages)'
 
 
-def test_num_examples_limits_how_many_images_count(evaluate, known, tmp_path):
-    path = write_checkpoint(tmp_path, 12, known.variables)
+def test_precision_on_training_set_has_its_own_tag(evaluate, checkpoint, tmp_path):
+    lines, precisions = evaluate(eval_data='train_eval')
+    assert '300 images' in lines[1] and precisions == ['0.400']
+    assert precisions_shown(tmp_path / 'eval') == [('Precision @ 1 (training set)', 12, 0.4)]
+
+
+def test_num_examples_limits_the_images(evaluate, checkpoint):
     lines, precisions = evaluate(num_examples=19)
-    assert lines[1] == f'Evaluating {path} on 19 of 40 images.'
-    # 17 of the 40 are wrong. The threads decide on which 19 come first.
+    assert '19 images' in lines[1]
+    # 17 of the 40 are wrong. The threads decide which 19 come first.
     assert precisions[0] in [f'{right / 19:.3f}' for right in range(2, 20)]
 
 
-def test_train_eval_takes_the_training_set(evaluate, known, tmp_path):
-    path = write_checkpoint(tmp_path, 12, known.variables)
-    lines, precisions = evaluate(eval_data='train_eval')
-    assert lines[1] == f'Evaluating {path} on 300 images.'
-    assert precisions == ['0.400']
+def test_precision_of_ten_views_is_numpys(evaluate, known_precision, tmp_path):
+    images, labels = reference.rectangle_images(5), known_precision.labels[:5]
+    probabilities = reference.probabilities(known_precision.variables, images, 10)
+    ranked = np.sort(probabilities, axis=1)
+    assert (ranked[:, -1] - ranked[:, -2] > 1e-4).all(), 'too close for float32'
+    expected = np.mean(probabilities.argmax(axis=1) == labels)
+    assert expected < 1, 'the precision of one view'
+    reference.write_data(
+        tmp_path / 'ten', np.tile(images, [6, 1, 1, 1]), np.tile(labels, 6), test_images=5
+    )
+    write_checkpoint(tmp_path, 12, known_precision.variables)
+    lines, precisions = evaluate(data_dir=str(tmp_path / 'ten'), views='10')
+    assert precisions == [f'{expected:.3f}'] and LINE.match(lines[-1]).group(2) == ' (10 views)'
+    assert precisions_shown(tmp_path / 'eval') == [
+        ('Precision @ 1 (10 views)', 12, round(expected, 3))
+    ]
 
 
-def test_the_precision_of_a_trained_network_is_numpys(life):
-    values = reference.read_checkpoint(f'{life.train_dir}/model.ckpt-{life.finished_at}')
+def test_precision_of_a_trained_network_is_numpys(interrupted_run, known_precision):
+    run = interrupted_run
+    values = reference.read_checkpoint(f'{run.train_dir}/model.ckpt-{run.finished_at}')
     averages = {name: values[name + reference.AVERAGE] for name in reference.MODEL}
-    logits = reference.evaluation_logits(averages, reference.rectangle_images(340)[:40])
-    labels = np.random.RandomState(8).randint(0, 10, 340)[:40]  # As in data_dir.
+    logits = reference.evaluation_logits(averages, reference.rectangle_images(40))
     ranked = np.sort(logits, axis=1)
     doubtful = np.count_nonzero(ranked[:, -1] - ranked[:, -2] < 1e-5)
-    printed = float(re.findall('precision @ 1 = (.*)', life.evaluator.stdout)[-1])
+    printed = float(re.findall('precision @ 1 = (.*)', run.evaluator.stdout)[-1])
     assert doubtful < 4
-    assert abs(printed - np.mean(logits.argmax(axis=1) == labels)) <= doubtful / 40 + 0.0006
+    expected = np.mean(logits.argmax(axis=1) == known_precision.labels)
+    assert abs(printed - expected) <= doubtful / 40 + 0.0006
 
 
-def test_a_checkpoint_of_another_copy_of_the_tutorial_is_evaluated(evaluate, known, tmp_path):
-    values = reference.checkpoint_values(7, {}, known.variables)
-    values['global_step'] = np.float32(7)
-    values['conv1/weight_loss/avg'] = np.float32(1)
-    reference.write_checkpoint(tmp_path, 7, values)
+def test_use_fp16_evaluates_nearly_as_well(evaluate, checkpoint):
+    lines, precisions = evaluate(use_fp16=True)
+    assert '--use_fp16' in lines[0] or 'float16' in lines[0]
+    assert float(precisions[0]) == pytest.approx(0.575, abs=0.06)
+
+
+def test_checkpoint_of_a_classic_trainer_is_evaluated(evaluate, known_precision, tmp_path):
+    changes = {'global_step': np.float32(7), 'conv1/weight_loss/avg': np.float32(1)}
+    write_checkpoint(tmp_path, 7, known_precision.variables, **changes)
     (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "/gone/model.ckpt-7"\n')
-    _, precisions = evaluate()
-    assert precisions == ['0.575']
-    assert steps_with_precision(tmp_path / 'eval') == [7]
+    assert evaluate()[1] == ['0.575']
 
 
-# --- Ten views ---------------------------------------------------------------
+def test_single_checkpoint_is_evaluated_once(evaluate, known_precision, checkpoint, tmp_path):
+    write_checkpoint(tmp_path, 99, known_precision.variables)
+    lines, precisions = evaluate(checkpoint_dir=checkpoint, run_once=False)
+    assert checkpoint in lines[1] and precisions == ['0.575']
 
 
-Viewed = collections.namedtuple('Viewed', 'data_dir averages variables precision')
+def test_default_eval_dir_depends_on_checkpoint_dir(evaluate, checkpoint, tmp_path):
+    eval_dir = str(tmp_path) + '_eval'
+    try:
+        evaluate(eval_dir=None)
+        evaluate(eval_dir=None, checkpoint_dir=checkpoint)
+        assert len(precisions_shown(eval_dir)) == 2
+    finally:
+        shutil.rmtree(eval_dir)
 
 
-@pytest.fixture(scope='module')
-def viewed(tmp_path_factory):
-    """10 images for the test and 50 for training, and NumPy's precisions; no two are equal."""
-    images = reference.rectangle_images(10)
-    averages, variables = (reference.random_variables(i, local3=3, local4=3) for i in (1, 2))
-    of_averages, of_variables = (
-        reference.probabilities(each, images, 10) for each in (averages, variables)
+# --- While training ------------------------------------------------------------
+
+
+def test_evaluator_waits_and_evaluates_each_checkpoint_once(interrupted_run):
+    run = interrupted_run
+    assert run.evaluator.status() == 0
+    assert run.evaluator.stderr == ''
+    evaluated = re.findall(
+        r'^\S.* (\S+/model\.ckpt-\d+) .*\n.*precision', run.evaluator.stdout, re.M
     )
-    for probabilities in of_averages, of_variables:
-        ranked = np.sort(probabilities, axis=1)
-        assert (ranked[:, -1] - ranked[:, -2] > 1e-4).all(), 'too close a race for float32'
-    predicted = of_averages.argmax(axis=1)
-    labels = np.tile(predicted, 6)
-    labels[[2, 5, 9]] += 1
-    labels[10:30] += 1
-    labels %= 10
-    precision = {
-        'averages': 0.7,
-        'variables': np.mean(of_variables.argmax(axis=1) == labels[:10]),
-        'train_eval': 0.6,
-        'one view': np.mean(
-            reference.evaluation_logits(averages, images).argmax(axis=1) == labels[:10]
-        ),
-    }
-    assert len(set(precision.values())) == 4, 'too dull a network for a test'
-    folder = str(tmp_path_factory.mktemp('viewed'))
-    reference.write_data(folder, np.tile(images, [6, 1, 1, 1]), labels, test_images=10)
-    return Viewed(folder, averages, variables, precision)
+    steps = 0, run.stopped_at, run.finished_at
+    assert evaluated == [f'{run.train_dir}/model.ckpt-{step}' for step in steps]
+    assert len(run.evaluator.lines) == 3 + 2 * len(steps)
+
+
+def test_evaluator_started_after_training_ends_at_once(evaluate, checkpoint, tmp_path):
+    finish(tmp_path, 12)
+    lines, precisions = evaluate(run_once=False)
+    assert precisions == ['0.575'] and 'finished' in lines[-1]
+
+
+# --- No precision --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    'of, flags',
-    [
-        ('averages', {}),
-        ('variables', {'use_moving_averages': False}),
-        ('train_eval', {'eval_data': 'train_eval'}),
-    ],
+    'fault, reason',
+    [('data', '.'), ('index', '.'), ('nan', 'local4/biases'), ('shape', r'local4/biases.*\[191\]')],
 )
-def test_the_precision_of_ten_views_is_numpys_and_has_a_tag_of_its_own(
-    evaluate, viewed, tmp_path, of, flags
+def test_unusable_checkpoint_is_skipped_by_name(
+    evaluate, known_precision, checkpoint, tmp_path, fault, reason
 ):
-    values = reference.checkpoint_values(12, viewed.variables, viewed.averages)
-    path = reference.write_checkpoint(tmp_path, 12, values)
-    lines, of_one_view = evaluate(data_dir=viewed.data_dir, views='10', **flags)
-    assert of_one_view == []
-    n = 50 if of == 'train_eval' else 10
-    assert lines[1] == f'Evaluating {path} on {n} images (10 views).'
-    assert lines[2].endswith(f': precision @ 1 = {viewed.precision[of]:.3f} (10 views)')
-    (session,) = events.sessions(tmp_path / 'eval')
-    tags = [tag for tag in events.kinds(session) if 'recision' in tag]
-    assert tags == ['Precision @ 1 (10 views)']
-    assert events.curve(session, tags[0]) == [(12, pytest.approx(viewed.precision[of]))]
-
-
-def test_with_one_view_text_and_tag_are_what_they_were(evaluate, viewed, tmp_path):
-    path = write_checkpoint(tmp_path, 12, viewed.averages)
-    lines, precisions = evaluate(data_dir=viewed.data_dir, views='1')
-    assert lines[1] == f'Evaluating {path} on 10 images.'
-    assert precisions == [f'{viewed.precision["one view"]:.3f}']
-    (session,) = events.sessions(tmp_path / 'eval')
-    assert [tag for tag in events.kinds(session) if 'recision' in tag] == ['Precision @ 1']
-
-
-# --- Beside a trainer --------------------------------------------------------
-
-
-def test_it_waits_evaluates_each_checkpoint_once_and_ends_with_the_training(life):
-    assert life.evaluator.status() == 0
-    assert life.evaluator.errors == []
-    lines = life.evaluator.lines
-    assert lines[1] == f'Evaluating checkpoints in {life.train_dir} as they come.'
-    assert lines[2:-1:2] == [
-        f'Evaluating {life.train_dir}/model.ckpt-{step} on 40 images.'
-        for step in (0, life.resumed_at, life.finished_at)
-    ]
-    assert [line for line in lines[3:-1:2] if not PRECISION.match(line)] == []
-    assert lines[-1] == (
-        f'Training finished at step {life.finished_at}; no newer checkpoint will come.'
-    )
-
-
-def test_started_after_the_training_it_evaluates_the_last_checkpoint_and_ends_at_once(
-    start, life, data_dir, tmp_path
-):
-    evaluator = start(
-        harness.EVAL,
-        f'--data_dir={data_dir}',
-        f'--checkpoint_dir={life.train_dir}',
-        f'--eval_dir={tmp_path}',
-    )
-    evaluator.wait_for('precision')
-    assert evaluator.wait(harness.AT_ONCE) == 0
-    assert evaluator.stdout.count('precision') == 1
-    assert steps_with_precision(tmp_path) == [life.finished_at]
-
-
-# --- No figure ---------------------------------------------------------------
-
-
-def flip_bytes(path):
-    with open(path + '.data-00000-of-00001', 'r+b') as file:
-        file.seek(2000000)
-        file.write(b'damage' * 100)
-
-
-def cut_short(path):
-    os.truncate(path + '.data-00000-of-00001', 1000)
-
-
-def remove_data(path):
-    os.remove(path + '.data-00000-of-00001')
-
-
-def empty_index(path):
-    os.truncate(path + '.index', 0)
-
-
-DAMAGES = [flip_bytes, cut_short, remove_data, empty_index]
-
-
-def assert_skipped(lines, path, reason):
-    skipping, finished = lines[2:]
-    assert re.match(f'Skipping {re.escape(path)}: .*{reason}', skipping)
-    assert finished.startswith('Training finished at step 5;')
-
-
-@pytest.mark.parametrize('damage', DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_skipped(evaluate, known, tmp_path, damage):
-    path = write_checkpoint(tmp_path, 5, known.variables)
-    damage(path)
-    finish(tmp_path, 5)
+    if fault == 'data':
+        os.truncate(checkpoint + '.data-00000-of-00001', 1000)
+    elif fault == 'index':
+        os.truncate(checkpoint + '.index', 0)
+    else:
+        biases = np.full([192], np.nan) if fault == 'nan' else np.zeros([191])
+        name = 'local4/biases' + reference.AVERAGE
+        changes = {name: biases.astype(np.float32)}
+        write_checkpoint(tmp_path, 12, known_precision.variables, **changes)
+    finish(tmp_path, 12)
     lines, precisions = evaluate(run_once=False)
-    assert_skipped(lines, path, '.')
-    assert precisions == steps_with_precision(tmp_path / 'eval') == []
+    assert re.match(f'Skipping {checkpoint}: .*{reason}', lines[2])
+    assert precisions == [] and os.listdir(str(tmp_path / 'eval')) == []
 
 
-@pytest.mark.parametrize(
-    'value, reason',
-    [
-        (np.full([192], np.nan, np.float32), 'is not finite'),
-        (np.zeros([191], np.float32), r'.*\[191\].*\[192\]'),
-        (np.zeros([192], np.float64), 'float64.*float32'),
-        (None, ''),
-    ],
-    ids=['NaN', 'shape', 'type', 'missing'],
-)
-def test_a_checkpoint_of_no_use_is_skipped_with_the_name_of_the_variable(
-    evaluate, known, tmp_path, value, reason
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_checkpoint_deleted_while_being_read_is_skipped(
+    evaluate, checkpoint, tmp_path, monkeypatch, when
 ):
-    name = 'local4/biases' + reference.AVERAGE
-    values = reference.checkpoint_values(5, {}, dict(known.variables))
-    del values[name]
-    if value is not None:
-        values[name] = value
-    path = reference.write_checkpoint(tmp_path, 5, values)
-    finish(tmp_path, 5)
+    check = checkpoints.check
+
+    def check_and_delete(path, variables=None):
+        if when == 'before':
+            delete(path)
+        check(path, variables)
+        delete(path)
+
+    def delete(path):
+        for suffix in '.index', '.data-00000-of-00001':
+            os.remove(path + suffix)
+
+    monkeypatch.setattr(checkpoints, 'check', check_and_delete)
+    finish(tmp_path, 12)
     lines, precisions = evaluate(run_once=False)
-    assert_skipped(lines, path, f'{name}.*{reason}')
-    assert precisions == steps_with_precision(tmp_path / 'eval') == []
+    assert lines[2].startswith(f'Skipping {checkpoint}: ')
+    assert precisions == [] and len(lines) == 4
 
 
-def test_run_once_passes_over_a_damaged_checkpoint_to_the_one_before(evaluate, known, tmp_path):
-    good, damaged = (write_checkpoint(tmp_path, step, known.variables) for step in (3, 5))
-    flip_bytes(damaged)
+def test_run_once_falls_back_to_an_older_checkpoint(
+    evaluate, known_precision, checkpoint, tmp_path
+):
+    newer = write_checkpoint(tmp_path, 15, known_precision.variables)
+    os.truncate(newer + '.data-00000-of-00001', 1000)
     lines, precisions = evaluate()
-    assert lines[1] == f'Evaluating {good} on 40 images.'
-    assert precisions == ['0.575']
+    assert checkpoint in lines[1] and precisions == ['0.575']
 
 
-def test_run_once_with_a_checkpoint_of_another_model_is_an_error(evaluate, known, tmp_path, capsys):
-    path = reference.write_checkpoint(tmp_path, 5, known.variables)
-    with pytest.raises(script.UserError, match=f'{path}.*conv1/biases{reference.AVERAGE}'):
-        evaluate()
-    assert 'precision' not in capsys.readouterr().out
-
-
-def test_run_once_without_a_checkpoint_ends_with_one_line_and_status_1(start, known, tmp_path):
-    evaluator = start(
-        harness.EVAL,
-        f'--data_dir={known.data_dir}',
-        f'--checkpoint_dir={tmp_path}',
-        f'--eval_dir={tmp_path}/eval',
-        '--run_once',
-    )
-    assert evaluator.wait() == 1
-    assert len(evaluator.errors) == 1
-    assert re.search(f'no checkpoint in {tmp_path}', evaluator.errors[0])
-
-
-# The images have been counted by then, and none has been read.
-_BREAK_INPUT = '''
-import os
-from support import checkpoints
-misfit = checkpoints.misfit
-def break_input(*args):
-    %s
-    return misfit(*args)
-checkpoints.misfit = break_input
-'''
-
-
-@pytest.mark.parametrize(
-    'fault, named',
-    [
-        ('os.remove(%r)', 'test_batch.bin; No such file'),
-        ('os.truncate(%r, 20 * 3073)', 'only 20 of 40 images could be read'),
-    ],
-    ids=['removed', 'cut short'],
-)
-def test_where_the_input_fails_or_ends_early_there_is_no_figure(
-    start, known, tmp_path, fault, named
+@pytest.mark.parametrize('run_once', [True, False], ids=['once', 'again and again'])
+@pytest.mark.parametrize('names', [['mug', 'cup'], ['mug'] + dataset.CLASS_NAMES[1:]])
+def test_model_of_other_classes_is_not_evaluated(
+    evaluate, checkpoint, tmp_path, capsys, names, run_once
 ):
-    shutil.copytree(known.data_dir, str(tmp_path / 'data'))
-    write_checkpoint(tmp_path, 12, known.variables)
+    dataset.write_class_names(str(tmp_path), names)
+    finish(tmp_path, 12)
+    output = ''
+    try:
+        output = '\n'.join(evaluate(run_once=run_once)[0])
+    except script.UserError as error:
+        output = str(error) + capsys.readouterr().out
+    assert str(tmp_path) in output and ('mug' in output or '2 classes' in output)
+    assert 'precision @ 1' not in output and os.listdir(str(tmp_path / 'eval')) == []
+
+
+@pytest.mark.parametrize('fault', ['no checkpoint', 'other model'])
+def test_run_once_without_usable_checkpoint_is_an_error(
+    evaluate, known_precision, tmp_path, capsys, fault
+):
+    if fault == 'other model':
+        reference.write_checkpoint(tmp_path, 5, known_precision.variables)
+    with pytest.raises(script.UserError, match=f'{tmp_path}'):
+        evaluate()
+    assert 'precision @ 1' not in capsys.readouterr().out
+
+
+def test_unwritable_eval_dir_is_an_error_before_any_work(evaluate, checkpoint, tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(script.UserError, match='--eval_dir'):
+        evaluate(eval_dir=str(tmp_path / 'file'), data_dir=str(tmp_path / 'none'))
+    assert capsys.readouterr().out == '' and not (tmp_path / 'none').exists()
+
+
+def test_full_disk_is_an_error(evaluate, checkpoint, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(script.UserError, match=f'{tmp_path}/eval'):
+            evaluate()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize('fault', ['removed', 'cut short'])
+def test_no_precision_if_the_data_change_meanwhile(
+    evaluate, known_precision, checkpoint, tmp_path, monkeypatch, capsys, fault
+):
+    shutil.copytree(known_precision.data_dir, str(tmp_path / 'data'))
     path = str(tmp_path / 'data' / reference.DATA_FOLDER / 'test_batch.bin')
-    evaluator = start(
-        harness.EVAL,
-        f'--data_dir={tmp_path}/data',
-        f'--checkpoint_dir={tmp_path}',
-        f'--eval_dir={tmp_path}/eval',
-        '--run_once',
-        before=_BREAK_INPUT % (fault % path),
-    )
-    assert evaluator.wait() == 1
-    assert named in evaluator.stderr
-    assert 'precision @ 1' not in evaluator.stdout
-    assert steps_with_precision(tmp_path / 'eval') == []
+    count_correct = cifar10_eval.count_correct
+
+    def break_and_count(*args):
+        os.remove(path) if fault == 'removed' else os.truncate(path, 20 * 3073)
+        return count_correct(*args)
+
+    monkeypatch.setattr(cifar10_eval, 'count_correct', break_and_count)
+    with pytest.raises((script.UserError, tf.errors.NotFoundError), match='cifar-10-batches-bin'):
+        evaluate(data_dir=str(tmp_path / 'data'))
+    assert 'precision @ 1' not in capsys.readouterr().out
+    assert os.listdir(str(tmp_path / 'eval')) == []
