@@ -37,10 +37,12 @@ def client(start, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def checkpoint_dir(known, tmp_path_factory):
-    """A checkpoint whose moving averages are the variables of `known`."""
+def checkpoint_dir(known_precision, tmp_path_factory):
+    """A checkpoint whose moving averages are the variables of `known_precision`."""
     folder = str(tmp_path_factory.mktemp('checkpoint'))
-    values = reference.checkpoint_values(7, reference.random_variables(2), known.variables)
+    values = reference.checkpoint_values(
+        7, reference.random_variables(2), known_precision.variables
+    )
     tf.train.update_checkpoint_state(folder, reference.write_checkpoint(folder, 7, values))
     return folder
 
@@ -52,9 +54,9 @@ def test_client_book(client, data_dir):
     assert output.endswith('kernel (5, 5, 3, 8)\n')
 
 
-def test_client_evaluator(client, known, checkpoint_dir):
+def test_client_evaluator(client, known_precision, checkpoint_dir):
     """Three batches of 16: the 40 test images, of which NumPy finds 23 right, and 8 once more."""
-    flags = [f'--data_dir={known.data_dir}', f'--checkpoint_dir={checkpoint_dir}']
+    flags = [f'--data_dir={known_precision.data_dir}', f'--checkpoint_dir={checkpoint_dir}']
     output = client('evaluator', *flags, '--batch_size=16', '--num_examples=40')
     assert f'step 7: precision @ 1 = {(23 + 8) / 48:.3f}\n' == output
 
@@ -85,8 +87,8 @@ def test_client_freezer(client, checkpoint_dir, tmp_path):
     assert np.abs(result['gradient']).max() > 0
 
 
-def test_client_visualizer(client, known, checkpoint_dir, tmp_path):
-    client('visualizer', checkpoint_dir, f'--data_dir={known.data_dir}')
+def test_client_visualizer(client, known_precision, checkpoint_dir, tmp_path):
+    client('visualizer', checkpoint_dir, f'--data_dir={known_precision.data_dir}')
     result = np.load(str(tmp_path / 'shown.npz'))
     variables = reference.random_variables(2)
     np.testing.assert_array_equal(result['weights'], variables['conv1/weights'])
@@ -113,13 +115,13 @@ def test_client_own_network(client):
     assert 'reset False layer1/weights layer1/biases' in output
 
 
-def test_client_single_image(client, known, checkpoint_dir, tmp_path):
+def test_client_single_image(client, known_precision, checkpoint_dir, tmp_path):
     image = reference.rectangle_images(1)
     with tf.Session() as session:
         png = session.run(tf.image.encode_png(image[0]))
     (tmp_path / 'picture.png').write_bytes(png)
     output = client('classify', 'picture.png', checkpoint_dir)
-    probabilities = reference.probabilities(known.variables, image, 1)[0]
+    probabilities = reference.probabilities(known_precision.variables, image, 1)[0]
     best = np.argsort(-probabilities)[:3]
     assert re.findall(r'class (\d): (\S+)', output) == [
         (str(number), f'{probabilities[number]:.3f}') for number in best

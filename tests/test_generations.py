@@ -38,13 +38,13 @@ def run_other(name, *flags):
     return lines[1:]
 
 
-def test_the_other_generation_evaluates_a_checkpoint_of_this_one(known, tmp_path):
-    values = reference.checkpoint_values(12, {}, known.variables)
+def test_the_other_generation_evaluates_a_checkpoint_of_this_one(known_precision, tmp_path):
+    values = reference.checkpoint_values(12, {}, known_precision.variables)
     path = reference.write_checkpoint(tmp_path, 12, values)
     lines = run_other(
         harness.EVAL,
         '--run_once',
-        '--data_dir=' + known.data_dir,
+        '--data_dir=' + known_precision.data_dir,
         f'--checkpoint_dir={tmp_path}',
         f'--eval_dir={tmp_path}/eval',
     )
