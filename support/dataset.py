@@ -88,7 +88,7 @@ def class_names(folder):
     except UnicodeDecodeError:
         names = ['\0']
     if any(unicodedata.category(c) == 'Cc' for c in ''.join(names)):
-        raise script.UserError(f'{path} is not UTF-8 text. It has to list one class name per line.')
+        raise script.UserError(f'{path} is not UTF-8 text with one class name per line')
     return names
 
 
@@ -197,7 +197,7 @@ def _expect_no_data_elsewhere(data_dir, may_download, record_bytes):
             if found != folder and os.path.basename(found) == FOLDER:
                 fix = f'Use --data_dir={os.path.dirname(found)}.'
             else:
-                fix = f'The data files are {", ".join(SHA256)} in {folder}.'
+                fix = f'Supply data_batch_1.bin to data_batch_5.bin and test_batch.bin in {folder}.'
             raise script.UserError(f'--data_dir={data_dir}: no script reads {path}. {fix}')
 
 
@@ -255,7 +255,7 @@ def _fetch(missing, folder, data_dir, data_url):
         print(script.printable(f'Getting CIFAR-10 from {source}.'))
         with tempfile.TemporaryDirectory(prefix=TMP_PREFIX, dir=folder) as tmp:
             try:
-                with _progress(lambda: f'{_size(tmp) >> 20} MiB'):
+                with _progress(lambda: f'Still getting CIFAR-10: {_size(tmp) >> 20} MiB'):
                     for name, contents in read(source, tmp):
                         with open(os.path.join(tmp, name), 'wb') as file:
                             file.write(contents)
