@@ -1,13 +1,15 @@
-"""Draws what a record tells. Needs matplotlib, beside what the other scripts need.
+"""Draws the record of a run. Needs matplotlib.
 
     python results/pictures.py --record_dir=/data/record
 
-Into --record_dir go losses.png and precision.png, from the tables that record.py has
-made, and confusion.png, filters.png and errors.png, from the model there and the test set.
+Writes losses.png and precision.png, from the tables that record.py has made in --record_dir, and
+confusion.png, filters.png and errors.png, from the model there and the test set.
 """
 
 import os
 import sys
+
+import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -16,22 +18,23 @@ import cifar10_eval
 import cifar10_input
 from results import record
 from support import checkpoints, devices, script
+from support.compat import tf
 
-import matplotlib
+FLAGS = cifar10.FLAGS
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-import numpy as np
-import tensorflow.compat.v1 as tf
 
-FLAGS = tf.flags.FLAGS
+def subplots(*args, figsize):
+    """As pyplot.subplots(), without a window. Imported here, so that --help needs no matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(*args)
 
 
 def save(figure, name):
     path = os.path.join(FLAGS.record_dir, name)
     figure.savefig(path, dpi=100, bbox_inches='tight')
-    plt.close(figure)
-    print(f'Saved {path}.', flush=True)
+    print(f'Saved {path}.')
 
 
 def column(rows, name):
@@ -40,7 +43,7 @@ def column(rows, name):
 
 
 def draw_losses(rows):
-    figure, axes = plt.subplots(figsize=(9, 4.5))
+    figure, axes = subplots(figsize=(9, 4.5))
     steps = column(rows, 'step')
     for name, label in [('total_loss', 'total loss'), ('cross_entropy', 'cross entropy')]:
         (line,) = axes.plot(steps, column(rows, name), label=label, linewidth=1, zorder=3)
@@ -64,7 +67,7 @@ def draw_losses(rows):
 
 
 def draw_precision(rows):
-    figure, axes = plt.subplots(figsize=(9, 4.5))
+    figure, axes = subplots(figsize=(9, 4.5))
     for name, label in [
         ('precision', 'with moving averages'),
         ('precision without averages', 'without'),
@@ -90,8 +93,8 @@ def predict(checkpoint):
     images = records[:, 1:].reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
     with tf.Graph().as_default():
         batch = tf.placeholder(tf.uint8, [None, size, size, 3])
-        views = cifar10_input.fixed_views(batch, 1)
-        probabilities = cifar10.probabilities(views, len(cifar10.class_names()), 1)
+        views = tf.cast(cifar10_input.fixed_views(batch, 1), tf.float32)
+        probabilities = cifar10_eval.probabilities(cifar10_input.standardize(views))
         variables = cifar10_eval.model_variables()
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             tf.train.Saver(variables).restore(session, checkpoint)
@@ -109,7 +112,7 @@ def draw_confusion(labels, predicted, names):
     counts = np.zeros([len(names), len(names)], int)
     np.add.at(counts, (labels, predicted), 1)
     size = max(3, min(1.5 + len(names) / 2, 25))  # Inches; the numbers of 50 classes fit in.
-    figure, axes = plt.subplots(figsize=(size, size))
+    figure, axes = subplots(figsize=(size, size))
     axes.imshow(np.sqrt(counts), cmap='Blues')
     for label, row in enumerate(counts):
         for prediction, count in enumerate(row):
@@ -142,7 +145,7 @@ def draw_filters(filters):
     filters /= filters.max(axis=(1, 2, 3), keepdims=True)
     sheet = np.ones([4, 6, 16, 6, 3])
     sheet[:, :5, :, :5] = filters.reshape(4, 16, 5, 5, 3).transpose(0, 2, 1, 3, 4)
-    figure, axes = plt.subplots(figsize=(9, 2.3))
+    figure, axes = subplots(figsize=(9, 2.3))
     axes.imshow(sheet.reshape(24, 96, 3)[:-1, :-1])
     axes.axis('off')
     save(figure, 'filters.png')
@@ -151,7 +154,7 @@ def draw_filters(filters):
 def draw_errors(images, labels, probabilities, names):
     """The 32 images of the largest cross entropy, with label, prediction and its probability."""
     truth = probabilities[np.arange(len(labels)), labels]
-    figure, all_axes = plt.subplots(4, 8, figsize=(11, 7))
+    figure, all_axes = subplots(4, 8, figsize=(11, 7))
     for axes in all_axes.flat:
         axes.axis('off')
     for axes, index in zip(all_axes.flat, np.argsort(truth)):
@@ -163,7 +166,8 @@ def draw_errors(images, labels, probabilities, names):
     save(figure, 'errors.png')
 
 
-def main():
+def main(argv=None):
+    script.output_folder('record_dir')
     cifar10.maybe_download_and_extract()
     tables = [
         record.read_table(os.path.join(FLAGS.record_dir, name))

@@ -30,24 +30,23 @@ import cifar10
 import cifar10_eval
 import cifar10_input
 import cifar10_train
-from support import checkpoints, devices, script
+from support import checkpoints, dataset, devices, flags, script
+from support.compat import tf
 
-import tensorflow.compat.v1 as tf
-
-FLAGS = tf.flags.FLAGS
-tf.flags.DEFINE_string('record_dir', '/tmp/cifar10_record', 'Folder for the tables and the model.')
-tf.flags.DEFINE_integer(
+FLAGS = flags.FLAGS
+flags.DEFINE_string('record_dir', '/tmp/cifar10_record', 'Folder for the tables and the model.')
+flags.DEFINE_integer(
     'record_steps', 2500, 'Steps between two checkpoints to evaluate; 0: all.', lower_bound=0
 )
-tf.flags.adopt_module_key_flags(cifar10_train)
+flags.adopt_module_key_flags(cifar10_train)
 
 # Column of the tables -> tag in TensorBoard.
 TAGS = {
     'learning_rate': 'learning_rate',
     'total_loss': 'losses/total_loss',
     'cross_entropy': 'losses/cross_entropy',
-    'local3/weight_loss': 'losses/local3/decay',
-    'local4/weight_loss': 'losses/local4/decay',
+    'local3/weight_loss': 'losses/local3/weight_loss',
+    'local4/weight_loss': 'losses/local4/weight_loss',
     'total_loss (raw)': 'losses/total_loss_raw',
     'cross_entropy (raw)': 'losses/cross_entropy_raw',
 }
@@ -121,16 +120,17 @@ def precision(path, averages, views=1):
     FLAGS.eval_data, FLAGS.views, FLAGS.use_moving_averages = 'test', str(views), averages
     total = cifar10_input.num_examples(True, cifar10.data_folder())
     with tf.Graph().as_default():
-        correct = cifar10_eval.correct_predictions()
+        is_correct = cifar10_eval.correct_predictions(cifar10)
         saver = tf.train.Saver(cifar10_eval.model_variables())
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
+            session.run(tf.local_variables_initializer())
             saver.restore(session, path)
-            right, _ = cifar10_eval.count_correct(session, correct, total, tf.no_op())
-    return right / total
+            correct, _, _ = cifar10_eval.count_correct(session, is_correct, total, tf.no_op())
+    return correct / total
 
 
 def evaluate(paths, losses, table):
-    """Brings the table of precisions up to date."""
+    """Adds the accuracy of the checkpoints to the table."""
     rows = read_table(table)
     for path in paths:
         step = checkpoints.step_of(path)
@@ -140,12 +140,13 @@ def evaluate(paths, losses, table):
         if step in rows:
             if rows[step]['time'] != row['time']:
                 raise script.UserError(
-                    f'{table} tells of another run; name another folder with --record_dir'
+                    f'{table} is about another run. Choose another --record_dir.'
                 )
             continue
-        problem = checkpoints.damage(path)
-        if problem:
-            print(f'Skipping {path}: {problem}', flush=True)
+        try:
+            checkpoints.check(path)
+        except script.UserError as error:
+            print(f'Skipping {error}')
             continue
         row['precision'] = f'{precision(path, averages=True):.4f}'
         row['precision without averages'] = f'{precision(path, averages=False):.4f}'
@@ -153,8 +154,7 @@ def evaluate(paths, losses, table):
         write_table(table, CHECKPOINTS_COLUMNS, rows)
         print(
             f'step {step}: precision @ 1 = {row["precision"]}, '
-            f'without averages {row["precision without averages"]}',
-            flush=True,
+            f'without averages {row["precision without averages"]}'
         )
 
 
@@ -164,9 +164,7 @@ def save_averages(path, folder):
     Raises:
       script.UserError: the checkpoint is damaged or has none.
     """
-    problem = checkpoints.damage(path)
-    if problem:
-        raise script.UserError(f'{path}: {problem}')
+    checkpoints.check(path)
     reader = tf.train.load_checkpoint(path)
     names = sorted(
         name
@@ -189,8 +187,8 @@ def save_averages(path, folder):
     return saved
 
 
-def main():
-    os.makedirs(FLAGS.record_dir, exist_ok=True)
+def main(argv=None):
+    script.output_folder('record_dir')
     if os.path.realpath(FLAGS.record_dir) == os.path.realpath(FLAGS.train_dir):
         raise script.UserError('--record_dir is --train_dir, whose checkpoints it would overwrite')
     cifar10.maybe_download_and_extract()
@@ -205,7 +203,7 @@ def main():
     table = os.path.join(FLAGS.record_dir, 'checkpoints.csv')
     evaluate(every(saved, FLAGS.record_steps), losses, table)
     print(f'Saved {save_averages(saved[-1], FLAGS.record_dir)}.')
-    cifar10_input.write_class_names(FLAGS.record_dir, cifar10.class_names())
+    dataset.write_class_names(FLAGS.record_dir, cifar10.class_names())
 
 
 if __name__ == '__main__':
