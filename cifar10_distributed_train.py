@@ -38,34 +38,23 @@ flags.adopt_module_key_flags(cifar10_multi_gpu_train)
 flags.adopt_module_key_flags(cifar10_eval)
 
 
-def machine_batches(model, machine, number):
+def machine_batches(model, number, device):
     """A queue of batches on a machine, filled from that machine's input pipeline."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(tf.device(machine))
-        if number > 0:  # Prefix the summaries, and do not announce the queue once more.
-            stack.enter_context(tf.name_scope(f'machine_{number}'))
-            stack.enter_context(contextlib.redirect_stdout(None))
-        return cifar10_multi_gpu_train.shared_batches(model)
+    with tf.device(device):
+        if number == 0:
+            return cifar10_multi_gpu_train.shared_batches(model)
+        # With a prefix for the summaries, and without the line about the queue again.
+        with tf.name_scope(f'machine_{number}'), contextlib.redirect_stdout(None):
+            return cifar10_multi_gpu_train.shared_batches(model)
 
 
 def build(model, machines):
-    """Builds the graph for --num_gpus towers on each machine. See cifar10_train.build().
-
-    Args:
-      model: as for train().
-      machines: their devices, such as '/job:worker/task:0', the chief's first.
-    """
-    images_per_step = FLAGS.batch_size * FLAGS.num_gpus * len(machines)
-    with tf.device('/cpu:0'):
-        global_step = tf.train.get_or_create_global_step()
-    optimizer = model.optimizer(global_step, images_per_step)
+    """Builds the graph for --num_gpus towers on each of the machines, whose devices are given."""
     towers = []
     for number, machine in enumerate(machines):
-        batches = machine_batches(model, machine, number)
+        batches = machine_batches(model, number, machine)
         towers += [(batches, f'{machine}/gpu:{gpu}') for gpu in range(FLAGS.num_gpus)]
-    loss, gradients = cifar10_multi_gpu_train.build_towers(model, towers, optimizer)
-    train_op = model.apply_gradients(optimizer, gradients, loss, global_step)
-    return train_op, loss, images_per_step
+    return cifar10_multi_gpu_train.build_towers(model, towers)
 
 
 def facts():
@@ -87,12 +76,12 @@ def train(model=cifar10):
         return tf.train.Server(machines.jobs, machines.me.job, machines.me.index)
 
     def lead(server):
-        devices_of_machines = [task.device for task in machines.tasks]
-        # What has no other device, the variables above all, is on the chief.
+        # Without another device, an op or a variable is on the chief.
         with cifar10_train.open_run() as run, tf.Graph().as_default():
             with tf.device(machines.chief.device):
                 if not run.is_finished:
-                    cifar10_train.loop(run, *build(model, devices_of_machines), server.target)
+                    graph = build(model, [task.device for task in machines.tasks])
+                    cifar10_train.loop(run, *graph, server.target)
         return run.status
 
     return cluster.run(machines, facts(), start_server, lead)

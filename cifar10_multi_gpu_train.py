@@ -71,11 +71,12 @@ def average_gradients(tower_grads):
     return averaged
 
 
-def build_towers(model, batches_and_devices, optimizer):
-    """Builds a tower for each pair (queue of batches, device).
-
-    Returns the mean loss of the towers, and the averaged gradients as pairs (gradient, variable).
-    """
+def build_towers(model, batches_and_devices):
+    """Builds a tower for each pair (queue of batches, device). See cifar10_train.build()."""
+    images_per_step = FLAGS.batch_size * len(batches_and_devices)
+    with tf.device('/cpu:0'):
+        global_step = tf.train.get_or_create_global_step()
+    optimizer = model.optimizer(global_step, images_per_step)
     losses, tower_grads = [], []
     summaries = tf.get_collection_ref(tf.GraphKeys.SUMMARIES)
     # A name scope is a prefix for the names of ops. Variables do not get it: with AUTO_REUSE, the
@@ -89,21 +90,16 @@ def build_towers(model, batches_and_devices, optimizer):
                 num_summaries = len(summaries)
     del summaries[num_summaries:]  # Those of the other towers show the same layers.
     with tf.device('/cpu:0'):
-        mean_loss = tf.add_n(losses) / len(losses)
-    return mean_loss, average_gradients(tower_grads)
+        loss = tf.add_n(losses) / len(losses)
+    gradients = average_gradients(tower_grads)
+    train_op = model.apply_gradients(optimizer, gradients, loss, global_step)
+    return train_op, loss, images_per_step
 
 
 def build(model):
-    """Builds the graph for --num_gpus towers. See cifar10_train.build()."""
-    images_per_step = FLAGS.batch_size * FLAGS.num_gpus
-    with tf.device('/cpu:0'):
-        global_step = tf.train.get_or_create_global_step()
+    """Builds the graph for --num_gpus towers on this machine."""
     batches = shared_batches(model)
-    optimizer = model.optimizer(global_step, images_per_step)
-    gpus = [(batches, f'/gpu:{i}') for i in range(FLAGS.num_gpus)]
-    loss, gradients = build_towers(model, gpus, optimizer)
-    train_op = model.apply_gradients(optimizer, gradients, loss, global_step)
-    return train_op, loss, images_per_step
+    return build_towers(model, [(batches, f'/gpu:{i}') for i in range(FLAGS.num_gpus)])
 
 
 def train(model=cifar10):

@@ -41,7 +41,8 @@ def digests(paths):
     """Dict of file name -> digest, for these files and for this project's imported files."""
     here = os.path.dirname(os.path.abspath(__file__))
     for module in list(sys.modules.values()):
-        path = os.path.abspath(getattr(module, '__file__', None) or '')
+        # Not module.__file__, with which TensorFlow 1.15 would import all of tf.contrib.
+        path = os.path.abspath(getattr(module, '__dict__', {}).get('__file__') or '')
         if os.path.dirname(path) in (here, os.path.dirname(here)):
             paths = [*paths, path]
     result = {}
