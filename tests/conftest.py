@@ -73,6 +73,25 @@ def data_dir(known_precision):
     return known_precision.data_dir
 
 
+SevenClasses = collections.namedtuple('SevenClasses', 'folder names averages raw')
+
+
+@pytest.fixture(scope='session')
+def seven_classes(tmp_path_factory):
+    """A folder with three checkpoints of a model with seven named classes.
+
+    `averages` and `raw` are the variables of the newest checkpoint, number 1000.
+    """
+    folder = tmp_path_factory.mktemp('seven_classes')
+    names = ['Bär', 'fire engine', 'apple', 'x', 'no. 5', 'ship', 'zebra']
+    (folder / 'batches.meta.txt').write_text('\n'.join(names), encoding='utf-8')
+    for step, seed in (5, 3), (900, 4), (1000, 1):  # Sorted as text, 1000 would be the first.
+        averages, raw = [reference.variables_of_seven_classes(i) for i in (seed, seed + 10)]
+        values = reference.checkpoint_values(step, raw, averages)
+        reference.write_checkpoint(folder, step, values)
+    return SevenClasses(str(folder), names, averages, raw)
+
+
 @pytest.fixture
 def train(start, data_dir, tmp_path):
     """Function that starts a trainer in tmp_path, or in a folder there."""
