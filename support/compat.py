@@ -25,7 +25,12 @@ if _is_quiet:
 @contextlib.contextmanager
 def _captured_stderr():
     """Keeps stderr in a file, C++ output included, and prints it only if there is an error."""
-    with tempfile.TemporaryFile() as captured:
+    try:
+        captured = tempfile.TemporaryFile()
+    except OSError:  # A full disk; the script will report that.
+        yield
+        return
+    with captured:
         sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(captured.fileno(), 2)

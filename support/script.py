@@ -178,11 +178,11 @@ class StopSignals:
             return self
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
+        self._old_fd = signal.set_wakeup_fd(self._write)
         for number in STOP_SIGNALS:
             # `nohup` and `&` in a script make a process ignore signals, which it should respect.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, lambda number, frame: None)
-        self._old_fd = signal.set_wakeup_fd(self._write)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -202,9 +202,9 @@ class StopSignals:
     def __exit__(self, *exception):
         if not self._handlers:
             return
-        signal.set_wakeup_fd(self._old_fd)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
         os.close(self._write)
         self._thread.join()
         os.close(self._read)

@@ -7,6 +7,7 @@ It reads jobs from stdin, one JSON object per line:
     base    files: BASE.out and BASE.err get the output, BASE.pid and BASE.status two numbers
 """
 
+import gc
 import json
 import os
 import runpy
@@ -36,6 +37,7 @@ def run(job):
     sys.exit()
 
 
+gc.freeze()  # Without this, garbage collection copies the memory in every fork.
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in iter(sys.stdin.readline, ''):
     job = json.loads(line)
