@@ -49,6 +49,7 @@ MISTAKES = {
     ],
     'two_halves': [
         (', reuse=tf.AUTO_REUSE', '', 'its variables again'),
+        ('(tf.get_variable_scope(), ', "('model', ", 'tf.get_variable_scope()'),
         ("tf.name_scope(f'tower_{i}'), ", '', 'hint 3'),
         ('tf.split(images, 2), tf.split(labels, 2)', '2 * [images], 2 * [labels]', 'should get 10'),
         (
