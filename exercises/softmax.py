@@ -31,6 +31,7 @@ def loss(probabilities, labels):
 
 # --- The check -----------------------------------------------------------------
 
+STEPS = 50  # Of training.
 LABELS = np.arange(20) % 10
 IMAGES = np.random.RandomState(0).normal(size=[10, 1, 1, 3])[LABELS]  # A color for each class.
 IMAGES = (IMAGES + np.random.RandomState(1).normal(0, 0.5, [20, 24, 24, 3])).astype(np.float32)
@@ -48,14 +49,14 @@ def outputs(answer):
         return session.run(results)
 
 
-def train(model, steps=50):
+def train(model):
     """The loss before and after some steps of training on one batch."""
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(1)
         loss = model.loss(model.inference(IMAGES), LABELS)
         step = tf.train.GradientDescentOptimizer(0.02).minimize(loss)
         session.run(tf.global_variables_initializer())
-        losses = [session.run([loss, step])[0] for _ in range(steps)]
+        losses = [session.run([loss, step])[0] for _ in range(STEPS)]
         return losses[0], losses[-1]
 
 
@@ -82,7 +83,7 @@ def check(answer):
 
     for name, model in ('logits', cifar10), ('probabilities', answer):
         first, last = train(model)
-        print(f'50 steps on one batch, {name}: the loss falls from {first:.2f} to {last:.2f}')
+        print(f'{STEPS} steps on one batch, {name}: the loss falls from {first:.2f} to {last:.2f}')
     by_2, softmax_twice = (
         wrong_by(2.0, loss, tf.nn.softmax)[0] for loss in (answer.loss, cifar10.loss)
     )

@@ -63,7 +63,7 @@ def evaluate(gradients, examples):
     """Builds the gradients for some of the examples, and runs them with fixed variables.
 
     Returns:
-      Dict of variable name -> gradient, and the list of the towers' batch sizes.
+      Dict of variable name -> gradient, the names of all variables, the towers' batch sizes.
     """
     sizes, random = [], np.random.RandomState(1)
 
@@ -74,26 +74,30 @@ def evaluate(gradients, examples):
     model = types.SimpleNamespace(inference=inference, loss=cifar10.loss)
     with tf.Graph().as_default(), tf.Session(config=CONFIG) as session:
         batch = tf.constant(IMAGES[examples]), tf.constant(LABELS[examples])
-        pairs = sorted(gradients(model, DESCENT, *batch), key=lambda pair: pair[1].op.name)
-        for _, variable in pairs:
+        pairs = gradients(model, DESCENT, *batch)
+        variables = sorted(tf.trainable_variables(), key=lambda variable: variable.op.name)
+        for variable in variables:
             variable.load(random.normal(0, 0.03, variable.shape.as_list()), session)
-        return session.run({variable.op.name: gradient for gradient, variable in pairs}), sizes
+        found = session.run({variable.op.name: gradient for gradient, variable in pairs})
+        return found, [variable.op.name for variable in variables], sizes
 
 
 def check_gradients(answer):
     try:
-        found, sizes = evaluate(answer.gradients, np.s_[:20])
+        found, names, sizes = evaluate(answer.gradients, np.s_[:20])
     except ValueError as error:
         hint = 'the second tower creates its variables again. See hint 2.'
         checking.expect('already exists' not in str(error), hint)
         raise
-    print(f'batch sizes of the towers: {sizes}, variables: {len(found)}')
-    checking.expect(len(found) <= 10, 'each tower has its own variables. See hint 2.')
+    print(f'batch sizes of the towers: {sizes}, variables: {len(names)}')
+    checking.expect(len(names) <= 10, f'each tower has its own variables: {names}. See hint 2.')
     checking.expect(sizes, 'the network is not built by model.inference().')
     checking.expect(sizes == [10, 10], 'of 20 images, each of the two towers should get 10.')
     whole, first, second = (
         evaluate(one_tower, part)[0] for part in (np.s_[:20], np.s_[:10], np.s_[10:20])
     )
+    scope = f'no checkpoint has these variables: {names}. tf.get_variable_scope() adds no name.'
+    checking.expect(set(found) == set(whole), scope)
 
     def difference(expected):
         """Relative to the largest gradient of each variable."""

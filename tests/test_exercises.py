@@ -1,161 +1,156 @@
-"""Tests of the exercises: each in its quick form, on small data."""
+"""Tests of the exercises: their solutions, their stubs and typical mistakes."""
 
-import json
-import os
-import re
+import importlib
+import inspect
+import subprocess
+import sys
+import types
 
-import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-import cifar10
-import cifar10_input
-from exercises import locally_connected, softmax
+from exercises import checking, no_averages, queue_fill, softmax, street_numbers, two_halves
+from exercises.solutions import softmax as softmax_solution
 from tests import harness
-from tests import reference
+
+# For each exercise: part of the solution, a mistake instead, part of the hint.
+MISTAKES = {
+    'softmax': [
+        ('tf.nn.softmax(cifar10.inference(images))', 'cifar10.inference(images)', 'logits'),
+        ('inference(images))', 'inference(images), axis=0)', 'the last axis'),
+        ('tf.log(tf.maximum(probabilities, 1e-30))', 'probabilities', 'second softmax'),
+        ('tf.maximum(probabilities, 1e-30)', 'probabilities', 'logarithm of 0'),
+    ],
+    'locally_connected': [
+        ("'biases', [height, width, channels]", "'biases', [channels]", 'biases are shared'),
+        ('[height, width, 9 * depth', '[1, 1, 9 * depth', 'convolutions'),
+        ("'local3', pool2, 64", "'local3', pool2, 32", '13pct'),
+        ('stddev=0.04, wd=0.004', 'stddev=0.04, wd=None', '7.24'),
+        ('[-1, local4', '[local4.shape[0], local4', 'batch size'),
+        ('[[1, 1], [1, 1],', '[[2, 0], [1, 1],', 'should depend on'),
+    ],
+    'queue_fill': [
+        (', min_fraction_of_examples_in_queue=fraction', '', 'too many images'),
+        (
+            'np.array_split(np.random.permutation(np.concatenate(files)), len(files))',
+            'files',
+            'two',
+        ),
+        ('np.random.permutation(np.concatenate(files))', 'np.concatenate(files)', 'two classes'),
+    ],
+    'no_averages': [
+        ('op.name: v', "op.name + '/ExponentialMovingAverage': v", 'results/'),
+        ('variable.op.name', 'variable.name', '":0"'),
+        ('min(0.9999, (1 + step) / (10 + step))', '0.9999', 'initial value'),
+        (
+            'return decay * average + (1 - decay)',
+            'return (1 - decay) * average + decay',
+            'old average',
+        ),
+    ],
+    'two_halves': [
+        (', reuse=tf.AUTO_REUSE', '', 'its variables again'),
+        ('(tf.get_variable_scope(), ', "('model', ", 'tf.get_variable_scope()'),
+        ("tf.name_scope(f'tower_{i}'), ", '', 'hint 3'),
+        ('tf.split(images, 2), tf.split(labels, 2)', '2 * [images], 2 * [labels]', 'should get 10'),
+        (
+            'cifar10_multi_gpu_train.average_gradients(towers)',
+            '[(a + b, variable) for (a, variable), (b, _) in zip(*towers)]',
+            'summed',
+        ),
+    ],
+    'street_numbers': [
+        ("np.transpose(contents['X'], [3, 0, 1, 2])", "contents['X']", 'last axis'),
+        ('[3, 0, 1, 2]', '[3, 1, 0, 2]', 'on their sides'),
+        ("['y'][:, 0]", "['y']", 'column'),
+        ('[:, 0] % 10', '[:, 0]', 'a label is 10'),
+        ('n = tf.shape(images)[0]', 'return cifar10_input.distort(images)', 'mirrored'),
+        ('tf.random_uniform([n, 1], maxval=9,', 'tf.zeros([n, 1], ', 'same crop'),
+    ],
+    'brightness': [
+        ('standardize(images + delta)', 'standardize(images) + delta', 'before standardize()'),
+        ('(images + delta - 128) / 64', 'cifar10_input.standardize(images + delta)', 'the mean'),
+        ('(images + delta - 128) / 64', 'images + delta', 'Scale'),
+    ],
+}
 
 
-@pytest.fixture
-def exercise(start, data_dir):
-    """Function that runs an exercise to its end and returns what it says."""
-
-    def run(name, *flags):
-        common = [f'--data_dir={data_dir}', '--batch_size=8']
-        script = start(f'exercises/{name}.py', *common, *flags)
-        assert script.wait() == 0, script.stdout + script.stderr
-        return script.stdout
-
-    return run
-
-
-def numbers(pattern, text):
-    return [float(number) for number in re.findall(pattern, text)]
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Smaller problems than those of the commands."""
+    monkeypatch.setattr(softmax, 'STEPS', 2)
+    monkeypatch.setattr(queue_fill, 'RECORDS_PER_FILE', 1000)
+    monkeypatch.setattr(no_averages, 'STEPS', 200)
+    monkeypatch.setattr(two_halves, 'IMAGES', two_halves.IMAGES[:20])
+    monkeypatch.setattr(two_halves, 'LABELS', two_halves.LABELS[:20])
+    monkeypatch.setattr(street_numbers, 'NUM_TRAIN', 50)
+    monkeypatch.setattr(street_numbers, 'STEPS', 2)
 
 
-def test_softmax_changes_neither_precision_nor_gradients(exercise):
-    said = exercise('softmax')
-    precisions = numbers(r'precision (\S+)', said)
-    assert len(precisions) == 2 and precisions[0] == precisions[1]
-    assert numbers(r'first loss (\S+)', said) == pytest.approx([4.68, 4.68], abs=0.02)
-    assert numbers(r'gradients differ by (\S+)', said)[0] < 1e-4
-    fused, adapted = re.findall(r'ahead by 200: loss (\S+), gradient (\S+)', said)
-    assert fused == ('200.0', '-1.0') and adapted[0] == 'inf'
+def exercise(name):
+    return importlib.import_module('exercises.' + name)
 
 
-def test_softmax_is_applied_once_to_what_is_predicted(monkeypatch):
-    images = tf.constant(np.random.RandomState(2).normal(size=[3, 10, 24, 24, 3]), tf.float32)
-    with tf.variable_scope('', reuse=tf.AUTO_REUSE):
-        expected = cifar10.probabilities(images, 10, 10)
-        monkeypatch.setattr(cifar10, 'inference', softmax.inference)
-        found = softmax.probabilities(images, 10, 10)
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        found, expected = session.run([found, expected])
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert np.ptp(expected) > 0.01  # A second softmax would make them all alike.
+def solution(name):
+    return importlib.import_module('exercises.solutions.' + name)
 
 
-def test_locally_connected_layers_are_those_of_cuda_convnet(exercise, tmp_path):
-    said = exercise('locally_connected', '--max_steps=2', f'--train_dir={tmp_path}')
-    # The decay is the same each time; the cross entropy is that of eight images.
-    assert numbers(r': step 0, loss = (\S+)', said) == pytest.approx([7.24], abs=0.2)
-    assert re.search(r'precision @ 1 of \S+-2: 0\.\d{4}$', said, re.MULTILINE)
-    values = reference.read_checkpoint(f'{tmp_path}/model.ckpt-2')
-    model = {name: value for name, value in values.items() if name.endswith(('weights', 'biases'))}
-    assert sum(value.size for value in model.values()) == 2112970
-    assert model['local4/biases'].shape == (6, 6, 32)
+@pytest.mark.parametrize('name', MISTAKES)
+def test_solution_is_correct(name, capsys):
+    assert checking.report(exercise(name).check, solution(name)) == 0
+    measured, correct, _ = capsys.readouterr().out.partition('Correct: ')
+    assert correct and any(character.isdigit() for character in measured)
 
 
-def test_a_locally_connected_layer_has_filters_of_each_positions_own():
-    random = np.random.RandomState(3)
-    maps, weights, biases = (
-        random.normal(size=shape).astype(np.float32)
-        for shape in ([2, 3, 4, 5], [3, 4, 9 * 5, 7], [3, 4, 7])
+@pytest.mark.parametrize('name', MISTAKES)
+def test_stub_is_reported_in_one_line(name, capsys):
+    assert checking.report(exercise(name).check, exercise(name)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and f'exercises/{name}.py, line ' in lines[0]
+
+
+@pytest.mark.parametrize(
+    'name, part, mistake, hint',
+    [(name, *mistake) for name, mistakes in MISTAKES.items() for mistake in mistakes],
+)
+def test_mistake_gets_hint(name, part, mistake, hint, capsys):
+    source = inspect.getsource(solution(name))
+    assert part in source
+    wrong = types.ModuleType(name)
+    exec(source.replace(part, mistake), vars(wrong))
+    assert checking.report(exercise(name).check, wrong) == 1
+    verdict = capsys.readouterr().out.partition('Not correct yet: ')[2]
+    assert hint in verdict.replace('\n', ' ')
+
+
+def test_second_function_not_started(capsys):
+    half = types.SimpleNamespace(inference=softmax_solution.inference, loss=softmax.loss)
+    assert checking.report(softmax.check, half) == 1
+    *measured, last = capsys.readouterr().out.splitlines()
+    assert measured and 'loss()' in last
+
+
+def test_missing_return_is_reported(capsys):
+    empty = types.SimpleNamespace(inference=lambda images: None)
+    assert checking.report(softmax.check, empty) == 1
+    assert 'inference()' in capsys.readouterr().out
+
+
+def test_errors_in_answers_keep_their_traceback():
+    broken = types.SimpleNamespace(inference=lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checking.report(softmax.check, broken)
+
+
+@pytest.mark.parametrize('flags, status', [([], 1), (['--solution'], 0)])
+def test_command(flags, status):
+    command = [sys.executable, '-m', 'exercises.brightness'] + flags
+    process = subprocess.run(
+        command,
+        cwd=harness.FOLDER,
+        env=harness.script_environment(),
+        capture_output=True,
+        text=True,
     )
-    output = locally_connected.locally_connected('local', tf.constant(maps), 7)
-    with tf.Session() as session:
-        for variable, value in zip(tf.trainable_variables(), (weights, biases)):
-            variable.load(value, session)
-        found = session.run(output)
-    padded = np.pad(maps, [(0, 0), (1, 1), (1, 1), (0, 0)], 'constant')
-    for y in range(3):
-        for x in range(4):
-            window = padded[:, y : y + 3, x : x + 3].reshape(2, 45)
-            expected = np.maximum(window @ weights[y, x] + biases[y, x], 0)
-            np.testing.assert_allclose(found[:, y, x], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_queue_fill_draws_what_a_batch_is_made_of(exercise, tmp_path):
-    pytest.importorskip('matplotlib')
-    said = exercise('queue_fill', f'--picture={tmp_path}/classes.png')
-    fractions, shares = numbers(r'(0\.\d+): first', said), numbers(r'makes (\d+)%', said)
-    assert fractions == [0.4, 0.05, 0.005] and len(shares) == 3
-    assert os.path.getsize(tmp_path / 'classes.png') > 5000
-
-
-def test_queue_fill_sorts_all_records_by_class(data_dir, tmp_path):
-    pytest.importorskip('matplotlib')
-    from exercises import queue_fill
-
-    def records(folder):
-        data = [np.fromfile(path, np.uint8) for path in cifar10_input.data_files(False, folder)]
-        return np.concatenate(data).reshape(-1, cifar10_input.RECORD_BYTES)
-
-    source = f'{data_dir}/cifar-10-batches-bin'
-    queue_fill.write_sorted(source, str(tmp_path))
-    before, after = records(source), records(tmp_path)
-    assert (np.diff(before[:, 0].astype(int)) < 0).any()
-    assert (np.diff(after[:, 0].astype(int)) >= 0).all()
-    assert sorted(map(bytes, before)) == sorted(map(bytes, after))
-
-
-def test_no_averages_compares_five_checkpoints(exercise, tmp_path):
-    pytest.importorskip('matplotlib')
-    folders = f'--train_dir={tmp_path}/train', f'--picture={tmp_path}/averages.png'
-    said = exercise('no_averages', '--max_steps=10', *folders)
-    assert numbers(r'\n(\d+)\s+0\.\d+\s+0\.\d+', said) == [2, 4, 6, 8, 10]
-    assert os.path.getsize(tmp_path / 'averages.png') > 5000
-    assert harness.saved_steps(tmp_path / 'train')[-1] == 10
-
-
-def test_two_halves_make_the_step_of_a_whole(exercise, tmp_path):
-    said = exercise('two_halves', '--rounds=1', f'--trace={tmp_path}/trace')
-    assert numbers(r'gradients differ by (\S+)', said)[0] < 1e-4
-    rates = numbers(r'x \d+: (\d+) images/s', said)
-    assert len(rates) == 2 and min(rates) > 0
-    for towers in 1, 2:
-        events = json.loads(harness.read(f'{tmp_path}/trace-{towers}.json'))['traceEvents']
-        assert any('Conv2D' in event['name'] for event in events)
-
-
-def test_street_numbers_takes_svhns_files_and_trains_three_times(start, exercise, tmp_path):
-    scipy_io = pytest.importorskip('scipy.io')
-    source = tmp_path / 'svhn'
-    source.mkdir()
-    for name, number in ('train', 60), ('test', 20):
-        images = np.random.RandomState(number).randint(0, 256, [32, 32, 3, number], np.uint8)
-        labels = np.arange(1, number + 1)[:, np.newaxis] % 10 + 1
-        scipy_io.savemat(str(source / f'{name}_32x32.mat'), {'X': images, 'y': labels})
-    folder = f'--data_dir={tmp_path}/data'
-    assert start('cifar10_convert.py', str(source), folder).wait() == 0
-    said = exercise('street_numbers', folder, '--max_steps=1')
-    assert len(numbers(r': precision @ 1 = (\S+)', said)) == 3
-    values = reference.read_checkpoint(f'{tmp_path}/data/another_network/model.ckpt-1')
-    assert 'conv3/weights' in values
-
-
-def test_street_numbers_writes_digits_as_svhn_does(tmp_path):
-    scipy_io = pytest.importorskip('scipy.io')
-    datasets = pytest.importorskip('sklearn.datasets')
-    from exercises import street_numbers
-
-    street_numbers.write_digits(str(tmp_path))
-    digits = datasets.load_digits()
-    train, test = (scipy_io.loadmat(f'{tmp_path}/{name}_32x32.mat') for name in ('train', 'test'))
-    assert train['X'].shape == (32, 32, 3, 1497) and test['X'].shape == (32, 32, 3, 300)
-    # One in six is for the test, the first to begin with; a zero is a 10.
-    assert digits.target[0] == 0 and test['y'][0] == 10
-    np.testing.assert_array_equal(test['y'][:, 0] % 10, digits.target[::6])
-    np.testing.assert_array_equal(train['y'][:5, 0], digits.target[1:6])
-    pixels = test['X'][::4, ::4, 1, 7] * (16 / 255)
-    np.testing.assert_allclose(pixels, digits.images[42], atol=0.07)
+    assert process.returncode == status, process.stderr
+    assert not process.stderr
+    assert ('YOUR CODE HERE' in process.stdout) == bool(status)
