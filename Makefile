@@ -38,7 +38,7 @@ exercise: ## check your solution of an exercise: NAME=softmax
 solution: ## run the same check on our solution: NAME=softmax
 exercise solution:
 	$(if $(filter $(NAME),$(EXERCISES)),,$(error NAME=$(NAME) is no exercise. Choose one of: $(EXERCISES)))
-	@$(ENVIRONMENT) --with=exercises -- -m exercises.$(NAME) $(if $(filter solution,$@),--solution) $(DATA) $(FLAGS)
+	@$(ENVIRONMENT) --with=exercises -- -m exercises.$(NAME) $(if $(filter solution,$@),--solution) $(FLAGS)
 
 multi-gpu: ## train on several GPUs: ARGS="--num_gpus=2"
 	$(RUN) cifar10_multi_gpu_train.py $(DATA) $(TRAIN) $(FLAGS)
