@@ -21,7 +21,8 @@ WORKERS   = 1
 EXERCISES = $(filter-out __init__,$(basename $(notdir $(wildcard exercises/solutions/*.py))))
 
 help: ## this list
-	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...]'
+	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [TRAIN_DIR=...]'
+	@echo 'Folders: DATA_DIR, TRAIN_DIR, EVAL_DIR, EXPORT_DIR, RECORD_DIR. The flags of a script: ARGS=--help'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 train: ## train on one device, or resume the run in TRAIN_DIR
