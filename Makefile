@@ -21,7 +21,8 @@ WORKERS   = 1
 EXERCISES = $(filter-out __init__,$(basename $(notdir $(wildcard exercises/solutions/*.py))))
 
 help: ## this list
-	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [DATA_DIR=...] [TRAIN_DIR=...]'
+	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [TRAIN_DIR=...]'
+	@echo 'Folders: DATA_DIR, TRAIN_DIR, EVAL_DIR, EXPORT_DIR, RECORD_DIR. The flags of a script: ARGS=--help'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 train: ## train on one device, or resume the run in TRAIN_DIR
@@ -38,7 +39,7 @@ exercise: ## check your solution of an exercise: NAME=softmax
 solution: ## run the same check on our solution: NAME=softmax
 exercise solution:
 	$(if $(filter $(NAME),$(EXERCISES)),,$(error NAME=$(NAME) is no exercise. Choose one of: $(EXERCISES)))
-	@$(ENVIRONMENT) --with=exercises -- -m exercises.$(NAME) $(if $(filter solution,$@),--solution) $(DATA) $(FLAGS)
+	@$(ENVIRONMENT) --with=exercises -- -m exercises.$(NAME) $(if $(filter solution,$@),--solution) $(FLAGS)
 
 multi-gpu: ## train on several GPUs: ARGS="--num_gpus=2"
 	$(RUN) cifar10_multi_gpu_train.py $(DATA) $(TRAIN) $(FLAGS)

@@ -3,7 +3,6 @@
 import fcntl
 import glob
 import json
-import logging
 import os
 import platform
 import re
@@ -13,9 +12,7 @@ import sys
 import threading
 
 import pytest
-from tensorboard.backend.event_processing import plugin_event_accumulator
 
-from support.compat import tf
 from tests import harness
 from tools import environment, gpu_check, open_tensorboard
 
@@ -291,7 +288,6 @@ def test_tensorboard_shows_both_folders_by_name(monkeypatch, tmp_path, capsys):
             return self.argv
 
     monkeypatch.setattr(open_tensorboard.program, 'TensorBoard', FakeTensorBoard)
-    monkeypatch.setattr(logging.getLogger('tensorboard'), 'filters', [])
     train_dir = tmp_path / 'a,b'
     train_dir.mkdir()
     argv = open_tensorboard.main([f'--train_dir={train_dir}', '--', '--port=7000'])
@@ -300,22 +296,6 @@ def test_tensorboard_shows_both_folders_by_name(monkeypatch, tmp_path, capsys):
     assert os.readlink(f'{links}/train') == str(train_dir)
     assert os.readlink(f'{links}/eval') == f'{train_dir}_eval'
     assert f'{train_dir}_eval' in capsys.readouterr().out  # It does not exist yet.
-
-
-def test_tensorboard_does_not_warn_about_resumed_runs(tmp_path, caplog, monkeypatch):
-    tf.constant(1)
-    for suffix in 'ab':
-        with tf.summary.FileWriter(str(tmp_path), tf.get_default_graph(), filename_suffix=suffix):
-            pass
-    logger = logging.getLogger('tensorboard')
-    for filters in [], [open_tensorboard.is_important]:
-        caplog.clear()
-        monkeypatch.setattr(logger, 'filters', filters)
-        plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
-        logger.warning('something else')
-        messages = [record.getMessage() for record in caplog.records]
-        assert (len(messages) > 1) == (not filters)
-        assert messages[-1] == 'something else'
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ TensorBoard's.
 
 import argparse
 import atexit
-import logging
 import os
 import shutil
 import sys
@@ -19,11 +18,6 @@ import support.compat  # noqa: F401 -- Keeps TensorFlow's import quiet.
 
 from tensorboard import default
 from tensorboard import program
-
-
-def is_important(record):
-    """False for the warnings about several graphs: a resumed run writes its graph again."""
-    return not str(record.msg).startswith(('Found more than one ', 'Found multiple metagraphs '))
 
 
 def main(argv=None):
@@ -36,9 +30,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     train_dir = args.train_dir or '/tmp/cifar10_train'
     eval_dir = args.train_dir.rstrip('/') + '_eval' if args.train_dir else '/tmp/cifar10_eval'
-    logging.getLogger('tensorboard').addFilter(is_important)
     links = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, links)  # TensorBoard's handler of SIGTERM calls only these.
+    atexit.register(shutil.rmtree, links)  # TensorBoard's handler of SIGTERM runs only these.
     for name, folder in [('train', train_dir), ('eval', args.eval_dir or eval_dir)]:
         if not os.path.isdir(folder):
             print(f'{folder} does not exist yet.')
