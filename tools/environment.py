@@ -37,18 +37,10 @@ REQUIREMENTS = {
 # Packages that only some targets need. pytest 7.4 is the last one for Python 3.7.
 PICTURES = ['matplotlib>=3.5']
 EXERCISES = ['scipy']
-<<<<<<< HEAD
-TESTS = (
-    PICTURES
-    + EXERCISES
-    + ['pytest>=7.4,<10', 'ruff>=0.14,<1', 'pyyaml>=5', 'ipykernel', 'jupyter_client']
-)
-=======
 TESTS = [
     *('pytest>=7.4,<10', 'ruff>=0.14,<1', 'pyyaml>=5', 'ipykernel>=6', 'jupyter_client>=7'),
     *(PICTURES + EXERCISES),
 ]
->>>>>>> build
 EXTRAS = {
     'cuda': ['-r', 'requirements.txt', 'tensorflow[and-cuda]'],
     'pictures': PICTURES,
