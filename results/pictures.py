@@ -17,16 +17,18 @@ import cifar10
 import cifar10_eval
 import cifar10_input
 from results import record
-from support import checkpoints, devices, script
+from support import checkpoints, dataset, devices, script
 from support.compat import tf
 
 FLAGS = cifar10.FLAGS
 
 
 def subplots(*args, figsize):
-    """As pyplot.subplots(), without a window. Imported here, so that --help needs no matplotlib."""
-    from matplotlib.figure import Figure
-
+    """As pyplot.subplots(), without a window."""
+    try:  # Here, so that --help works without matplotlib.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise script.UserError(f'{error}. Run: pip install matplotlib')
     figure = Figure(figsize=figsize)
     return figure, figure.subplots(*args)
 
@@ -68,13 +70,18 @@ def draw_losses(rows):
 
 def draw_precision(rows):
     figure, axes = subplots(figsize=(9, 4.5))
-    for name, label in [
-        ('precision', 'with moving averages'),
-        ('precision without averages', 'without'),
+    steps, with_averages = column(rows, 'step'), column(rows, 'precision')
+    for values, label in [
+        (with_averages, 'with moving averages'),
+        (column(rows, 'precision without averages'), 'without'),
     ]:
-        axes.plot(column(rows, 'step'), column(rows, name), '.-', label=label)
-    last = column(rows, 'precision')[-1]  # The climb of the first steps would hide the rest.
-    axes.set(xlabel='step', ylabel='precision @ 1 on the test set', ylim=(last - 0.2, last + 0.02))
+        axes.plot(steps, values, '.-', label=label)
+        axes.annotate(f'{values[-1]:.3f}', (steps[-1], values[-1]))
+    axes.set(xlabel='step', ylabel='precision @ 1 on the test set', ylim=(0, 1))
+    last = with_averages[-1]
+    # In a long run, show the end: the climb of the first steps would hide it.
+    if np.count_nonzero(with_averages > last - 0.2) > 10:
+        axes.set_ylim(last - 0.2, last + 0.02)
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, 'precision.png')
@@ -96,6 +103,7 @@ def predict(checkpoint):
         views = tf.cast(cifar10_input.fixed_views(batch, 1), tf.float32)
         probabilities = cifar10_eval.probabilities(cifar10_input.standardize(views))
         variables = cifar10_eval.model_variables()
+        checkpoints.check(checkpoint, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             tf.train.Saver(variables).restore(session, checkpoint)
             predicted = np.concatenate(
@@ -137,7 +145,7 @@ def draw_confusion(labels, predicted, names):
 
 
 def draw_filters(filters):
-    """The 64 filters of conv1, each stretched to its full range, in the order of their colour."""
+    """The 64 filters of conv1, each scaled to its full range, the grey ones first."""
     filters = filters.transpose(3, 0, 1, 2)
     colourful = np.ptp(filters.mean(axis=(1, 2)), axis=1)
     filters = filters[np.argsort(colourful)]
@@ -152,7 +160,7 @@ def draw_filters(filters):
 
 
 def draw_errors(images, labels, probabilities, names):
-    """The 32 images of the largest cross entropy, with label, prediction and its probability."""
+    """The 32 images with the largest cross entropy."""
     truth = probabilities[np.arange(len(labels)), labels]
     figure, all_axes = subplots(4, 8, figsize=(11, 7))
     for axes in all_axes.flat:
@@ -160,8 +168,10 @@ def draw_errors(images, labels, probabilities, names):
     for axes, index in zip(all_axes.flat, np.argsort(truth)):
         guess = probabilities[index].argmax()
         axes.imshow(images[index])
-        label = f'{names[labels[index]]}, taken\nfor {names[guess]}'
-        axes.set_title(f'{label}: {probabilities[index, guess]:.2f}', fontsize=8)
+        axes.set_title(
+            f'label {names[labels[index]]}\n{names[guess]}: {probabilities[index, guess]:.2f}',
+            fontsize=8,
+        )
     figure.tight_layout()
     save(figure, 'errors.png')
 
@@ -175,9 +185,13 @@ def main(argv=None):
     ]
     saved = checkpoints.paths(FLAGS.record_dir)
     if not all(tables) or not saved:
-        raise script.UserError(f'no record in {FLAGS.record_dir}; make one with record.py')
+        raise script.UserError(
+            f'--record_dir={FLAGS.record_dir}: there is no record. Make it with record.py.'
+        )
+    dataset.expect_same_classes(FLAGS.record_dir, 'record_dir', cifar10.data_folder())
     draw_losses(tables[0])
     draw_precision(tables[1])
+    print('Classifying the test set.')
     images, labels, probabilities, filters = predict(saved[0])
     names = cifar10.class_names()
     draw_confusion(labels, probabilities.argmax(axis=1), names)

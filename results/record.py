@@ -3,19 +3,17 @@
     python cifar10_train.py --train_dir=/data/run --max_to_keep=0
     python results/record.py --train_dir=/data/run --record_dir=/data/record
 
-Into --record_dir go
+It writes to --record_dir:
 
-    losses.csv         every 100 steps: time, losses raw and averaged, learning rate, at the
-                       steps of TensorBoard: step 1 is the first that was done
-    checkpoints.csv    every 2,500 steps or so: the same but for the raw losses, and precision
-                       @ 1 on the test set, with moving averages and without
-    model.ckpt-STEP    of the newest checkpoint the moving averages only: half the size,
-                       and all that the evaluator needs; `checkpoint` names it,
-                       and batches.meta.txt its classes
+    losses.csv         every 100 steps: time, losses raw and averaged, learning rate; the first step
+                       is step 1, as in TensorBoard
+    checkpoints.csv    for checkpoints 2,500 steps apart: the same without the raw losses, and
+                       precision @ 1 on the test set with and without moving averages
+    model.ckpt-STEP    only the moving averages of the newest checkpoint, which is all that the
+                       evaluator needs, in half the size; with `checkpoint` and batches.meta.txt
 
-`hours` is how long trainers have been at work, from the first event of each to its
-last, without the time in between. Run again on the same run, it adds what is new: a
-checkpoint that is in the table already is not evaluated again.
+`hours` is the time during which a trainer was running. When run again, the script evaluates only
+the checkpoints that are not in the table yet.
 """
 
 import csv
@@ -36,7 +34,10 @@ from support.compat import tf
 FLAGS = flags.FLAGS
 flags.DEFINE_string('record_dir', '/tmp/cifar10_record', 'Folder for the tables and the model.')
 flags.DEFINE_integer(
-    'record_steps', 2500, 'Steps between two checkpoints to evaluate; 0: all.', lower_bound=0
+    'record_steps',
+    None,
+    'Steps between two checkpoints to evaluate; 0: all. By default 2,500, or less in a short run.',
+    lower_bound=0,
 )
 flags.adopt_module_key_flags(cifar10_train)
 
@@ -55,7 +56,7 @@ CHECKPOINTS_COLUMNS = LOSSES_COLUMNS[:-2] + ['precision', 'precision without ave
 
 
 def read_table(path):
-    """Dict of step -> row, itself a dict; empty where there is no table yet."""
+    """Dict of step -> row, a dict; empty if there is no table."""
     if not os.path.exists(path):
         return {}
     with open(path, newline='') as file:
@@ -63,7 +64,7 @@ def read_table(path):
 
 
 def write_table(path, columns, rows):
-    """Writes the rows in the order of their steps; an old table stays until this one is whole."""
+    """Writes the rows in the order of their steps. Replaces an old table at the end."""
     with open(path + '.tmp', 'w', newline='') as file:
         writer = csv.DictWriter(file, columns, extrasaction='ignore', lineterminator='\n')
         writer.writeheader()
@@ -72,17 +73,17 @@ def write_table(path, columns, rows):
 
 
 def read_events(path):
-    """Yields the events in a file, up to its end or to where it is damaged."""
+    """Yields the events in a file, up to its end or the first damaged one."""
     try:
         yield from tf.train.summary_iterator(path)
-    except tf.errors.DataLossError:  # The last one, of a run that was killed.
+    except tf.errors.DataLossError:  # The trainer was killed while it wrote this event.
         return
 
 
 def read_losses(train_dir):
     """Dict of step -> row, from the scalars in all event files."""
     rows = {}
-    worked = 0.0  # Seconds, in the files so far.
+    worked = 0.0  # Seconds, in the previous files.
     for path in sorted(glob.glob(os.path.join(glob.escape(train_dir), 'events.out.tfevents.*'))):
         start = now = None
         for event in read_events(path):
@@ -90,7 +91,7 @@ def read_losses(train_dir):
             start = start or now
             shown = {value.tag: value.simple_value for value in event.summary.value}
             if TAGS['total_loss'] in shown:
-                # Of an earlier trainer, killed when it was further than its checkpoint.
+                # Delete the rows of an earlier trainer that was killed after its last checkpoint.
                 for step in [step for step in rows if step >= event.step]:
                     del rows[step]
                 rows[event.step] = {
@@ -105,7 +106,9 @@ def read_losses(train_dir):
 
 
 def every(paths, steps):
-    """Of checkpoints, oldest first, those at least so many steps apart, and the last."""
+    """Returns the checkpoints that are at least `steps` steps apart, and the last; oldest first."""
+    if steps is None:
+        steps = min(2500, checkpoints.step_of(paths[-1]) // 20)
     chosen = []
     for path in paths:
         if not chosen or checkpoints.step_of(path) >= checkpoints.step_of(chosen[-1]) + steps:
@@ -115,16 +118,17 @@ def every(paths, steps):
     return chosen
 
 
-def precision(path, averages, views=1):
-    """Precision @ 1 of a checkpoint on the whole test set, with or without moving averages."""
-    FLAGS.eval_data, FLAGS.views, FLAGS.use_moving_averages = 'test', str(views), averages
+def precision(path, averages):
+    """Precision @ 1 of a checkpoint on the test set, with or without moving averages."""
+    FLAGS.eval_data, FLAGS.views, FLAGS.use_moving_averages = 'test', '1', averages
     total = cifar10_input.num_examples(True, cifar10.data_folder())
     with tf.Graph().as_default():
         is_correct = cifar10_eval.correct_predictions(cifar10)
-        saver = tf.train.Saver(cifar10_eval.model_variables())
+        variables = cifar10_eval.model_variables()
+        checkpoints.check(path, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             session.run(tf.local_variables_initializer())
-            saver.restore(session, path)
+            tf.train.Saver(variables).restore(session, path)
             correct, _, _ = cifar10_eval.count_correct(session, is_correct, total, tf.no_op())
     return correct / total
 
@@ -134,7 +138,7 @@ def evaluate(paths, losses, table):
     rows = read_table(table)
     for path in paths:
         step = checkpoints.step_of(path)
-        # The summary before it is at most 100 steps old, unless it is the first.
+        # The last summary before this step, or else the first.
         before = max((each for each in losses if each <= step), default=min(losses))
         row = dict(losses[before], step=step)
         if step in rows:
@@ -146,7 +150,7 @@ def evaluate(paths, losses, table):
         try:
             checkpoints.check(path)
         except script.UserError as error:
-            print(f'Skipping {error}')
+            print(f'Skipping {script.printable(str(error))}')
             continue
         row['precision'] = f'{precision(path, averages=True):.4f}'
         row['precision without averages'] = f'{precision(path, averages=False):.4f}'
@@ -159,7 +163,7 @@ def evaluate(paths, losses, table):
 
 
 def save_averages(path, folder):
-    """Writes a checkpoint of the moving averages alone. Returns its path.
+    """Writes a checkpoint that holds only the moving averages. Returns its path.
 
     Raises:
       script.UserError: the checkpoint is damaged or has none.
@@ -192,16 +196,19 @@ def main(argv=None):
     if os.path.realpath(FLAGS.record_dir) == os.path.realpath(FLAGS.train_dir):
         raise script.UserError('--record_dir is --train_dir, whose checkpoints it would overwrite')
     cifar10.maybe_download_and_extract()
+    print(f'Reading the events in {FLAGS.train_dir}.')
     losses = read_losses(FLAGS.train_dir)
     saved = checkpoints.paths(FLAGS.train_dir)[::-1]
     if not losses or not saved:
         raise script.UserError(
-            f'no events or no checkpoint in {FLAGS.train_dir}; name the folder of a run with '
-            '--train_dir'
+            f'--train_dir={FLAGS.train_dir}: there are no events or no checkpoints of a run'
         )
+    dataset.expect_same_classes(FLAGS.train_dir, 'train_dir', cifar10.data_folder())
     write_table(os.path.join(FLAGS.record_dir, 'losses.csv'), LOSSES_COLUMNS, losses)
     table = os.path.join(FLAGS.record_dir, 'checkpoints.csv')
-    evaluate(every(saved, FLAGS.record_steps), losses, table)
+    chosen = every(saved, FLAGS.record_steps)
+    print(f'Evaluating {len(chosen)} of {len(saved)} checkpoints.')
+    evaluate(chosen, losses, table)
     print(f'Saved {save_averages(saved[-1], FLAGS.record_dir)}.')
     dataset.write_class_names(FLAGS.record_dir, cifar10.class_names())
 

@@ -160,8 +160,8 @@ def test_histograms_show_the_variable_and_its_gradient(interrupted_run, training
     assert step == interrupted_run.stopped_at
     assert values.histo.num == saved.size
     # The summary may show the values before or after the update of this step.
-    assert values.histo.max == pytest.approx(saved.max(), abs=0.03)
-    assert values.histo.min == pytest.approx(saved.min(), abs=0.03)
+    assert values.histo.max == pytest.approx(saved.max(), abs=0.1)
+    assert values.histo.min == pytest.approx(saved.min(), abs=0.1)
     _, gradients = events.values(training[ONE_TOWER], name + '/gradients')[-1]
     assert gradients.histo.num == saved.size
     assert -10 < gradients.histo.min < 0 < gradients.histo.max < 10
