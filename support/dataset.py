@@ -109,14 +109,14 @@ def expect_same_classes(model_folder, flag, data_folder):
     Raises:
       script.UserError: the number of classes or a name differs.
     """
-    models, datas = class_names(model_folder), class_names(data_folder)
-    if models == datas:
+    model_names, data_names = class_names(model_folder), class_names(data_folder)
+    if model_names == data_names:
         return
-    if len(models) != len(datas):
-        in_model, in_data = f'{len(models)} classes', len(datas)
+    if len(model_names) != len(data_names):
+        in_model, in_data = f'{len(model_names)} classes', len(data_names)
     else:
-        label = next(i for i in range(len(models)) if models[i] != datas[i])
-        in_model, in_data = f'{models[label]} as class {label}', datas[label]
+        label = next(i for i, name in enumerate(model_names) if name != data_names[i])
+        in_model, in_data = f'{model_names[label]} as class {label}', data_names[label]
     raise script.UserError(
         f'the model in {model_folder} has {in_model}, the data set in {data_folder} {in_data}. '
         f'Change --{flag} or --data_dir.'
@@ -191,8 +191,8 @@ def _expect_no_data_elsewhere(data_dir, may_download, record_bytes):
             if not name.endswith('.bin') or not os.path.isfile(path):
                 continue
             size = os.path.getsize(path)
-            is_in_place = found == folder and name in SHA256
-            if is_in_place or name not in SHA256 and (size == 0 or size % record_bytes):
+            holds_records = name in SHA256 or size > 0 and size % record_bytes == 0
+            if not holds_records or found == folder and name in SHA256:
                 continue
             if found != folder and os.path.basename(found) == FOLDER:
                 fix = f'Use --data_dir={os.path.dirname(found)}.'
