@@ -60,7 +60,7 @@ def evaluate(function, images, *args):
 
 def check_effect(answer):
     effects = [float(evaluate(answer.effect, COLOR, delta)) for delta in (63, 63, -40)]
-    print(f'effect(): 63 more change a standardized pixel by {effects[0]:.2g} at most')
+    print(f'effect(): a delta of 63 changes a standardized pixel by {effects[0]:.2g} at most')
     checking.expect(effects[0] == effects[1], 'the next call gives another result. See hint 2.')
     checking.expect(
         not np.isclose(np.abs(effects[2]), 40, atol=0.1),

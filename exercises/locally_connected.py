@@ -5,13 +5,16 @@
     not fully connected. Try editing the architecture to exactly reproduce the locally connected
     architecture in the top layer."
 
-A locally connected layer is a convolution without sharing: at each position of the image, other
-weights and biases. cuda-convnet's file layers-conv-local-11pct.cfg says about the top layers:
+A locally connected layer is a convolution without sharing: each position of the image has its own
+weights and biases. layers-conv-local-11pct.cfg of cuda-convnet says about the top layers:
 
-    local3            3x3, 64 filters at each position, ReLU; initial weights 0.04, decay 0.004
-    local4            3x3, 32 filters at each position, ReLU; initial weights 0.04, decay 0.004
-    softmax_linear    fed by local4; initial weights 0.01, decay 0.01
-    all three         images padded with zeros; all biases start from 0, without decay
+    layer             filters     stddev of the initial weights    weight decay
+    local3            64 of 3x3   0.04                             0.004
+    local4            32 of 3x3   0.04                             0.004
+    softmax_linear                0.01                             0.01
+
+Images are padded with zeros. local3 and local4 end with a ReLU; softmax_linear reads the output of
+local4. All biases start from 0 and do not decay. The convolutions stay those of the tutorial.
 
 Look at conv(), fully_connected() and inference() in cifar10.py. Write the layer and the network,
 then run `python -m exercises.locally_connected`.

@@ -6,14 +6,15 @@
 
 Look at model_variables() in cifar10_eval.py and apply_gradients() in cifar10.py. A checkpoint of a
 training run holds every variable twice, for example conv1/weights and
-conv1/weights/ExponentialMovingAverage. Write model_variables() without averages, and one step of
-the average. The check trains a small model on a noisy problem and evaluates it both ways. Run
-`python -m exercises.no_averages`.
+conv1/weights/ExponentialMovingAverage. Write model_variables() without averages, and one update of
+an average. The check trains a small model on noisy data and evaluates it with and without averages.
+Run `python -m exercises.no_averages`.
 
 Hints:
 1. tf.trainable_variables() lists the variables of the model. variable.op.name is a name in the
    checkpoint; variable.name is not.
-2. tf.train.ExponentialMovingAverage documents the formula, for which `step` is `num_updates`.
+2. The documentation of tf.train.ExponentialMovingAverage has the formula. Here, `num_updates` is
+   the step.
 3. The published model in results/ holds only averages. It cannot be evaluated without them.
 """
 

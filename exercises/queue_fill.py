@@ -4,11 +4,11 @@
     decreasing the number of images that initially fill up the queue. Search for
     `min_fraction_of_examples_in_queue` in `cifar10_input.py`."
 
-Why is it so high? A batch can mix only the images that are in the queue at the same time. You do
-not notice with CIFAR-10, whose files are shuffled. But files are often sorted by class: somebody
-wrote one folder of pictures after the other. The check makes up such a data set: ten classes in
-five files, two in each. Fill the queue with at most 500 images, and repair these files. Then run
-`python -m exercises.queue_fill`.
+Why is the fraction so high? A batch can only mix images that are in the queue at the same time.
+With CIFAR-10 you notice nothing, because its files are shuffled. But many data sets are sorted,
+because somebody wrote one folder of pictures after the other. The check makes up such a data set:
+five files, two classes in each. Fill the queue with at most 500 images, and shuffle the files. Then
+run `python -m exercises.queue_fill`.
 
 Hints:
 1. distorted_inputs() in cifar10_input.py takes the fraction as an argument; num_examples() counts.

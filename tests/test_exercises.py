@@ -141,7 +141,7 @@ def test_errors_in_answers_keep_their_traceback():
         checking.report(softmax.check, broken)
 
 
-@pytest.mark.parametrize('flags, status', [([], 1), (['--solution'], 0)])
+@pytest.mark.parametrize('flags, status', [([], 1), (['--solution', '--data_dir=/none'], 0)])
 def test_command(flags, status):
     command = [sys.executable, '-m', 'exercises.brightness'] + flags
     process = subprocess.run(
