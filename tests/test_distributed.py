@@ -219,6 +219,12 @@ def test_missing_machines_are_reported_everywhere(new_cluster):
     assert 'SIGTERM' in cluster[WORKER].lines[-1]
 
 
+def test_worker_that_cannot_reach_the_chief_is_reported(new_cluster):
+    cluster = new_cluster(hosts=['no-such-host.invalid', '127.0.0.1']).start()
+    for name in CHIEF, WORKER:
+        cluster[name].wait_for(r'^Waiting for worker 0 .* chief \(no-such-host.invalid')
+
+
 def test_machine_lost_while_waiting_ends_all(new_cluster):
     cluster = new_cluster(workers=2).start(names=[CHIEF, WORKER])
     cluster[WORKER].wait_for('^Waiting for worker 1')
