@@ -32,7 +32,7 @@ KEEPALIVE_SECS = 10
 ANSWER_SECS = 5  # How long a machine may take to say who it is.
 RETRY_SECS = 0.5  # Between two attempts to reach a machine.
 REPORT_SECS = 10  # Between two lines on missing machines.
-GRACE_SECS = 5  # For the chief to save a checkpoint when all processes are stopped together.
+GRACE_SECS = 8  # For the chief to save when all are stopped. `docker stop` waits for 10 seconds.
 # error_code of tf.errors that a lost machine can cause: cancelled, aborted, internal, unavailable.
 CONNECTION_CODES = (1, 10, 13, 14)
 

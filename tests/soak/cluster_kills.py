@@ -37,7 +37,7 @@ def run_with_a_worker(start, data_dir, train_dir, flags, before):
         cluster.start(*flags, before={clusters.CHIEF: before})
         statuses = cluster.statuses()
         expected = 0 if statuses[clusters.CHIEF] == 0 else 138
-        expect(statuses[clusters.WORKER] == expected, f'{statuses}: {cluster.said()}')
+        expect(statuses[clusters.WORKER] == expected, f'{statuses}: {cluster.output()}')
         return cluster[clusters.CHIEF]
     finally:
         cluster.kill()
