@@ -1,7 +1,6 @@
-"""Tests of cifar10_export.py: what it writes, loaded by plain TensorFlow of both generations."""
+"""Tests of cifar10_export.py. Plain TensorFlow of both generations loads what it writes."""
 
 import base64
-import collections
 import io
 import json
 import os
@@ -9,364 +8,313 @@ import signal
 import subprocess
 import sys
 
+from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
 
+import cifar10_export
+from support import script
 from support.compat import tf
-from tests import harness, reference
+from tests import harness
+from tests import reference
 
+FLAGS = flags.FLAGS
 EXPORT = 'cifar10_export.py'
 OTHER = os.path.join(harness.FOLDER, '.venv', 'tf2' if tf.__version__.startswith('1.') else 'tf1')
-NAMES = ['Bär', 'fire engine', 'apple', 'x', 'no. 5', 'ship', 'zebra']
-STEP = 1000
-
-# --- What is expected --------------------------------------------------------
 
 
-Model = collections.namedtuple('Model', 'folder images expected')  # Views -> [5, 7].
+def export(folder, checkpoint_dir, views='1', **values):
+    """Exports in this process, with the default values of the script."""
+    values.update(export_dir=str(folder), checkpoint_dir=checkpoint_dir, views=views)
+    for name, value in values.items():
+        setattr(FLAGS, name, value)
+    cifar10_export.main([EXPORT])
 
 
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-    """Two checkpoints of 7 classes and their names; and five images with their probabilities."""
-    folder = tmp_path_factory.mktemp('model')
-
-    variables = reference.variables_of_seven_classes
-    for step, seed in (900, 4), (STEP, 1):
-        values = reference.checkpoint_values(step, variables(seed + 10), variables(seed))
-        reference.write_checkpoint(folder, step, values)
-    text = ''.join(f'{name}\n' for name in NAMES)
-    (folder / 'batches.meta.txt').write_bytes(text.encode())
-    images = reference.rectangle_images(5)
-    expected = {views: reference.probabilities(variables(1), images, views) for views in (1, 10)}
-    for rows in expected.values():
-        assert len(set(rows.argmax(axis=1))) > 1
-    assert np.abs(expected[10] - expected[1]).max() > 0.01
-    return Model(str(folder), images, expected)
+# --- A served model --------------------------------------------------------------
 
 
-# --- A program that is not ours ----------------------------------------------
-
-# With nothing but TensorFlow. Reads {requests: {views: [[signature, inputs], ...]}, folders} as
-# JSON; writes what the models answer: by views, request and way of loading, a list.
-_CLIENT = r'''
-import base64, json, sys
-import numpy as np
-import tensorflow as tf
-
-def value(signature, inputs):
-    if signature == 'images':
-        return np.array(inputs, np.uint8).reshape(-1, 32, 32, 3)
-    return [base64.b64decode(each) for each in inputs]
-
-def answer(run, signature, inputs):
-    try:
-        outputs = run(signature, value(signature, inputs))
-    except tf.errors.OpError as error:
-        return {'error': type(error).__name__}
-    return {'classes': [[name.decode('utf-8') for name in row] for row in outputs['classes']],
-            'scores': outputs['scores'].tolist(), 'shape': outputs['classes'].shape}
-
-def describe(infos):
-    return {key: [tf.dtypes.as_dtype(info.dtype).name,
-                  [dim.size for dim in info.tensor_shape.dim]] for key, info in infos.items()}
-
-def by_session(folder, requests):
-    v1 = tf.compat.v1
-    with tf.Graph().as_default(), v1.Session() as session:
-        meta = v1.saved_model.load(session, ['serve'], folder)
-        signatures = meta.signature_def
-        def run(signature, given):
-            [name] = [info.name for info in signatures[signature].inputs.values()]
-            outputs = signatures[signature].outputs
-            return session.run({key: info.name for key, info in outputs.items()}, {name: given})
-        shown = {name: [describe(each.inputs), describe(each.outputs), each.method_name]
-                 for name, each in signatures.items()}
-        return shown, [answer(run, *request) for request in requests]
-
-def by_function(folder, requests):
-    signatures = tf.saved_model.load(folder, tags=['serve']).signatures
-    def run(signature, given):
-        given = tf.constant(given, tf.uint8 if signature == 'images' else tf.string)
-        name = 'images' if signature == 'images' else 'image_bytes'
-        outputs = signatures[signature](**{name: given})
-        return {key: tensor.numpy() for key, tensor in outputs.items()}
-    return [answer(run, *request) for request in requests]
-
-job = json.load(sys.stdin)
-result = {'version': tf.__version__}
-for views, folder in job['folders'].items():
-    signatures, answers = by_session(folder, job['requests'])
-    result[views] = {'signatures': signatures, 'session': answers}
-    if tf.__version__[0] == '2':
-        result[views]['function'] = by_function(folder, job['requests'])
-json.dump(result, sys.stdout)
-'''
-
-Served = collections.namedtuple('Served', 'folders requests answers')
-
-
-def encoded(image, kind='PNG'):
+def encode(image, kind='PNG', **options):
     contents = io.BytesIO()
-    Image.fromarray(image).save(contents, kind)
-    return base64.b64encode(contents.getvalue()).decode()
+    image.save(contents, kind, **options)
+    return contents.getvalue()
 
 
 @pytest.fixture(scope='module')
-def exported(start, model, tmp_path_factory):
-    """Dict of views -> the folder that was written for them."""
-    folders, scripts = {}, []
-    for views in 1, 10:
-        folder = tmp_path_factory.mktemp(f'views{views}') / 'new' / 'models'
-        flags = [f'--checkpoint_dir={model.folder}', f'--export_dir={folder}', f'--views={views}']
-        scripts.append(start(EXPORT, *flags))
-        folders[views] = str(folder / str(STEP))
-    for script, folder in zip(scripts, folders.values()):
-        assert script.wait() == 0, script.stderr
-        assert script.errors == []
-        assert script.lines == [f'Saved {folder}, the model {model.folder}/model.ckpt-{STEP}.']
+def images():
+    return reference.rectangle_images(5)
+
+
+@pytest.fixture(scope='module')
+def requests(images):
+    """Dict of name -> (signature, inputs)."""
+    pngs = [encode(Image.fromarray(image)) for image in images]
+    large = Image.fromarray(images[2]).resize((96, 96), Image.NEAREST)
+    jpeg = encode(Image.fromarray(images[1]), 'JPEG', quality=100, subsampling=0)
+    huge = Image.new('1', (9000, 9000))
+    faults = {
+        'text': b'Not a picture.',
+        'empty': b'',
+        'PNG signature': pngs[0][:12],
+        'GIF': encode(large, 'GIF'),
+        'BMP': encode(large, 'BMP'),
+        'huge PNG': encode(huge),
+        'huge JPEG': encode(huge, 'JPEG'),
+        'truncated PNG': pngs[0][:-30],
+        'truncated JPEG': jpeg[:100],
+    }
+    found = {name: ('serving_default', [pngs[0], each, pngs[1]]) for name, each in faults.items()}
+    found.update(
+        {
+            'pictures': ('serving_default', pngs),
+            'images': ('images', images.tolist()),
+            'one picture': ('serving_default', pngs[3:4]),
+            'one image': ('images', images[3:4].tolist()),
+            'no picture': ('serving_default', []),
+            'no image': ('images', []),
+            'mixed pictures': ('serving_default', [pngs[4], encode(large), jpeg]),
+        }
+    )
+    return found
+
+
+@pytest.fixture(scope='module')
+def exported(seven_classes, tmp_path_factory):
+    """Dict of views -> folder of the exported model."""
+    folders = {}
+    for views in '1', '10':
+        parent = tmp_path_factory.mktemp('exported') / 'new' / 'models'
+        with tf.Graph().as_default():
+            export(parent, seven_classes.folder, views)
+        assert os.listdir(str(parent)) == ['1000']
+        folders[views] = str(parent / '1000')
     return folders
 
 
 @pytest.fixture(scope='module')
-def requests(model):
-    """Dict of what -> (signature, inputs)."""
-    pngs = [encoded(image) for image in model.images]
-    large = np.kron(model.images[2], np.ones([3, 3, 1], np.uint8))
-    broken = base64.b64encode(b'Not a picture.').decode()
-    images = model.images.tolist()
-    return collections.OrderedDict(
-        [
-            ('five pictures', ('serving_default', pngs)),
-            ('five images', ('images', images)),
-            ('one picture', ('serving_default', pngs[3:4])),
-            ('one image', ('images', images[3:4])),
-            ('no picture', ('serving_default', [])),
-            ('no image', ('images', [])),
-            ('a broken picture', ('serving_default', [pngs[0], broken, pngs[1]])),
-            ('a bitmap', ('serving_default', [encoded(model.images[0], 'BMP')])),
-            ('other pictures', ('serving_default', [pngs[4], pngs[1], encoded(large)])),
-        ]
+def answers(exported, requests):
+    """Function that returns what a client of this or the other generation gets. See the client."""
+    job = json.dumps(
+        {'folders': exported, 'requests': requests},
+        default=lambda contents: base64.b64encode(contents).decode(),
     )
-
-
-@pytest.fixture(scope='module')
-def clients(exported, requests):
-    """Function that returns what a program of this generation, or of the other, was answered.
-
-    Both start at once.
-    """
-    job = {'folders': exported, 'requests': list(requests.values())}
     pythons = [sys.executable]
-    if os.path.exists(os.path.join(OTHER, 'ready')):
+    if os.path.exists(os.path.join(OTHER, 'bin', 'python')):
         pythons.append(os.path.join(OTHER, 'bin', 'python'))
-    started = []
-    for python in pythons:
-        client = subprocess.Popen(
-            [python, '-c', _CLIENT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(harness.script_environment(), TF_CPP_MIN_LOG_LEVEL='2'),
-            universal_newlines=True,
-        )
-        client.stdin.write(json.dumps(job))
+    env = dict(harness.script_environment(), TF_CPP_MIN_LOG_LEVEL='2')
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    path = os.path.join(harness.FOLDER, 'tests', 'programs', 'serving_client.py')
+    started = [subprocess.Popen([python, path], env=env, **pipes) for python in pythons]
+    for client in started:
+        client.stdin.write(job.encode())
         client.stdin.close()
         client.stdin = None  # Or communicate() would flush it.
-        started.append(client)
     ends = [client.communicate(timeout=harness.TIMEOUT) for client in started]
 
-    def result(which):
-        if which == len(started):
-            pytest.skip('the other generation of TensorFlow is not in .venv')
-        out, err = ends[which]
-        assert started[which].returncode == 0, err
-        return json.loads(out)
+    def result(number):
+        if number == len(started):
+            pytest.skip('the other generation of TensorFlow is not installed')
+        assert started[number].returncode == 0, ends[number][1].decode()
+        return json.loads(ends[number][0].decode())
 
     return result
 
 
-@pytest.fixture(params=['this generation', 'the other generation'])
-def client(request, clients):
-    result = clients(request.param == 'the other generation')
-    own = result['version'][0] == tf.__version__[0]
-    assert own == (request.param == 'this generation')
-    return result
+@pytest.fixture(params=['this generation', 'other generation'])
+def client(request, answers):
+    found = answers(['this generation', 'other generation'].index(request.param))
+    is_own = found['version'][0] == tf.__version__[0]
+    assert is_own == (request.param == 'this generation')
+    return found
 
 
-@pytest.fixture(params=[1, 10])
+@pytest.fixture(params=['1', '10'])
 def views(request):
     return request.param
 
 
-def answers_of(client, views, requests, what):
-    """What was answered to a request, by way of loading."""
-    found = client[str(views)]
+def answers_to(client, views, name):
+    """The answers to a request, one for each way to load a model."""
     ways = ['session', 'function'] if client['version'].startswith('2') else ['session']
-    return [found[way][list(requests).index(what)] for way in ways]
+    return [client[views][way][name] for way in ways]
 
 
-def assert_answer(answer, expected):
+def assert_answer(answer, names, expected):
     """Classes and scores of these probabilities, most probable first."""
     order = np.argsort(-expected, axis=1)
-    assert answer['shape'] == [len(expected), len(NAMES)]
-    assert answer['classes'] == [[NAMES[i] for i in row] for row in order]
+    assert answer['shape'] == [len(expected), len(names)]
+    assert answer['classes'] == [[names[i] for i in row] for row in order]
     np.testing.assert_allclose(answer['scores'], -np.sort(-expected, axis=1), atol=2e-5)
 
 
-# --- What is served ----------------------------------------------------------
-
-
-def test_signatures_are_as_documented(client, views):
+def test_signatures_have_documented_names_types_and_shapes(client, views):
     outputs = {'classes': ['string', [-1, 7]], 'scores': ['float32', [-1, 7]]}
     method = 'tensorflow/serving/predict'
-    assert client[str(views)]['signatures'] == {
+    assert client[views]['signatures'] == {
         'serving_default': [{'image_bytes': ['string', [-1]]}, outputs, method],
         'images': [{'images': ['uint8', [-1, 32, 32, 3]]}, outputs, method],
     }
 
 
-@pytest.mark.parametrize('what', ['five pictures', 'five images'])
-def test_served_probabilities_match_numpy(client, views, model, requests, what):
-    for answer in answers_of(client, views, requests, what):
-        assert_answer(answer, model.expected[views])
+def test_answers_are_the_probabilities_of_numpy(client, views, seven_classes, images):
+    expected = reference.probabilities(seven_classes.averages, images, int(views))
+    assert len(set(expected.argmax(axis=1))) > 1
+    for name, rows in (
+        ('picture', [3]),
+        ('image', [3]),
+        ('pictures', range(5)),
+        ('images', range(5)),
+    ):
+        for answer in answers_to(client, views, 'one ' + name if len(rows) == 1 else name):
+            assert_answer(answer, seven_classes.names, expected[rows])
 
 
-@pytest.mark.parametrize('what', ['one picture', 'one image'])
-def test_single_picture_gets_the_same_answer(client, views, model, requests, what):
-    for answer in answers_of(client, views, requests, what):
-        assert_answer(answer, model.expected[views][3:4])
-
-
-@pytest.mark.parametrize('what', ['no picture', 'no image'])
-def test_empty_request(client, views, requests, what):
-    empty = {'classes': [], 'scores': [], 'shape': [0, 7]}
-    # The convolutions of 2.21 refuse what holds no image.
-    possible = [empty, {'error': 'InvalidArgumentError'}]
-    for answer in answers_of(client, views, requests, what):
-        assert answer in (possible if client['version'].startswith('2') else [empty])
-
-
-def test_pictures_of_several_sizes_in_one_request(client, views, model, requests):
-    # What is three times as large, and each pixel nine, shrinks to nearly the same.
-    for answer in answers_of(client, views, requests, 'other pictures'):
-        expected = model.expected[views][[4, 1]]
-        first = {key: answer[key][:2] for key in ('classes', 'scores')}
-        assert_answer(dict(first, shape=[2, 7]), expected)
+def test_pictures_of_several_kinds_and_sizes_fit_into_one_request(
+    client, views, seven_classes, images
+):
+    expected = reference.probabilities(seven_classes.averages, images, int(views))
+    for answer in answers_to(client, views, 'mixed pictures'):
         assert answer['shape'] == [3, 7]
-        third = dict(zip(answer['classes'][2], answer['scores'][2]))
-        shrunk = [third[name] for name in NAMES]
-        distances = [np.abs(row - shrunk).sum() for row in model.expected[views]]
-        assert np.argmin(distances) == 2
+        for names, scores, row in zip(answer['classes'], answer['scores'], [4, 2, 1]):
+            found = [dict(zip(names, scores))[name] for name in seven_classes.names]
+            distances = np.abs(expected - found).sum(axis=1)
+            assert distances.argmin() == row
 
 
-@pytest.mark.parametrize('what', ['a broken picture', 'a bitmap'])
-def test_unsupported_picture_makes_request_an_error(client, views, requests, what):
-    for answer in answers_of(client, views, requests, what):
-        assert answer == {'error': 'InvalidArgumentError'}
+@pytest.mark.parametrize('name', ['no picture', 'no image'])
+def test_empty_request_gets_an_empty_answer_or_an_error(client, views, name):
+    for answer in answers_to(client, views, name):
+        empty = {'classes': [], 'scores': [], 'shape': [0, 7]}
+        assert answer == empty or answer['error'] == 'InvalidArgumentError'
 
 
-# --- What is written ---------------------------------------------------------
+@pytest.mark.parametrize(
+    'name, part',
+    [
+        ('text', 'image_bytes[1]'),
+        ('empty', 'image_bytes[1]'),
+        ('PNG signature', 'image_bytes[1]'),
+        ('GIF', 'image_bytes[1]'),
+        ('BMP', 'image_bytes[1]'),
+        ('huge PNG', 'image_bytes[1]'),
+        ('huge PNG', '64000000 pixels'),
+        ('huge JPEG', 'image_bytes[1]'),
+        ('truncated PNG', 'PNG'),
+        ('truncated JPEG', 'JPEG'),
+    ],
+)
+def test_bad_picture_is_an_error_that_names_it(client, views, name, part):
+    for answer in answers_to(client, views, name):
+        assert answer['error'] == 'InvalidArgumentError'
+        assert part in answer['message']
+
+
+# --- The files -------------------------------------------------------------------
 
 
 def contents_of(folder):
-    """Dict of path -> bytes, None for a folder."""
-    found = {}
-    for parent, folders, files in os.walk(str(folder)):
-        found.update({os.path.join(parent, name): None for name in folders})
-        for name in files:
-            with open(os.path.join(parent, name), 'rb') as file:
-                found[os.path.join(parent, name)] = file.read()
-    return found
+    """Dict of path -> bytes, or None for a folder."""
+    return {path: None if path.is_dir() else path.read_bytes() for path in folder.rglob('*')}
 
 
-def test_export_folder_holds_only_the_readable_model(exported):
+def test_folder_is_readable_for_everybody(exported):
+    mask = os.umask(0)
+    os.umask(mask)
     for folder in exported.values():
-        assert os.listdir(os.path.dirname(folder)) == [str(STEP)]
-        found = {os.path.relpath(path, folder) for path in contents_of(folder)}
-        assert {'saved_model.pb', 'variables', 'variables/variables.index'} <= found
-        mask = os.umask(0)
-        os.umask(mask)
+        assert os.path.exists(folder + '/saved_model.pb')
         assert os.stat(folder).st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_published_model_is_the_default(start, tmp_path):
-    export = start(EXPORT, f'--export_dir={tmp_path}', f'--data_dir={tmp_path}/nowhere')
-    assert export.wait() == 0, export.stderr
-    assert export.lines == [
-        f'Saved {tmp_path}/150000, the model {harness.FOLDER}/results/model.ckpt-150000.'
-    ]
+    exporter = start(EXPORT, f'--export_dir={tmp_path}', f'--data_dir={tmp_path}/nowhere')
+    assert exporter.wait() == 0, exporter.stderr
+    assert exporter.errors == []
+    (line,) = exporter.lines
+    assert f'{tmp_path}/150000' in line and f'{harness.FOLDER}/results/model.ckpt-150000' in line
     assert os.listdir(str(tmp_path)) == ['150000']
-    there = reference.read_checkpoint(f'{tmp_path}/150000/variables/variables')
+    saved = reference.read_checkpoint(f'{tmp_path}/150000/variables/variables')
     values = reference.read_checkpoint(f'{harness.FOLDER}/results/model.ckpt-150000')
-    assert sorted(there) == sorted(reference.MODEL)
+    assert sorted(saved) == sorted(reference.MODEL)
     for name in reference.MODEL:
-        assert np.array_equal(there[name], values[name + reference.AVERAGE])
+        assert np.array_equal(saved[name], values[name + reference.AVERAGE])
 
 
-@pytest.mark.parametrize('what', ['model', 'empty folder', 'file'])
-def test_existing_export_is_kept(start, model, tmp_path, what):
-    if what == 'file':
-        (tmp_path / str(STEP)).write_text('mine')
+def test_single_checkpoint_can_be_exported(seven_classes, tmp_path):
+    export(tmp_path, seven_classes.folder + '/model.ckpt-5')
+    saved = reference.read_checkpoint(f'{tmp_path}/5/variables/variables')
+    biases = reference.variables_of_seven_classes(3)['conv1/biases']
+    assert np.array_equal(saved['conv1/biases'], biases)
+
+
+@pytest.mark.parametrize('kind', ['model', 'empty folder', 'file', 'broken link'])
+def test_existing_model_is_left_alone(seven_classes, tmp_path, kind):
+    target = tmp_path / '1000'
+    if kind == 'file':
+        target.write_text('mine')
+    elif kind == 'broken link':
+        target.symlink_to('nowhere')
     else:
-        (tmp_path / str(STEP)).mkdir()
-    if what == 'model':
-        (tmp_path / str(STEP) / 'saved_model.pb').write_text('mine')
-    before = contents_of(tmp_path)
-    export = start(EXPORT, f'--checkpoint_dir={model.folder}', f'--export_dir={tmp_path}')
-    assert export.wait() == 1
-    assert export.stdout == ''
-    assert len(export.errors) == 1
-    assert f'{tmp_path}/{STEP}' in export.errors[0]
-    assert contents_of(tmp_path) == before
+        target.mkdir()
+        if kind == 'model':
+            (target / 'saved_model.pb').write_text('mine')
+    before = sorted(os.listdir(str(tmp_path)))
+    with pytest.raises(script.UserError, match=str(target)):
+        export(tmp_path, seven_classes.folder)
+    assert sorted(os.listdir(str(tmp_path))) == before
+    assert kind != 'model' or (target / 'saved_model.pb').read_text() == 'mine'
 
 
-# Ends the process, or fails, when all is written but the name.
-_INTERRUPT = '''
+@pytest.mark.parametrize('place', ['file', 'file/below', 'gs://bucket'])
+def test_unusable_export_dir_is_rejected(seven_classes, tmp_path, place):
+    (tmp_path / 'file').write_text('')
+    place = place if '://' in place else str(tmp_path / place)
+    with pytest.raises(script.UserError, match=f'--export_dir={place}'):
+        export(place, seven_classes.folder)
+
+
+def test_use_fp16_is_rejected(seven_classes, tmp_path):
+    with pytest.raises(script.UserError, match='--use_fp16'):
+        export(tmp_path, seven_classes.folder, use_fp16=True)
+
+
+def test_missing_checkpoint_and_wrong_class_names_are_errors(seven_classes, tmp_path):
+    values = reference.read_checkpoint(seven_classes.folder + '/model.ckpt-5')
+    reference.write_checkpoint(tmp_path / 'unnamed', 5, values)
+    for name in 'none', 'unnamed':
+        with pytest.raises(script.UserError, match=str(tmp_path / name)):
+            export(tmp_path / 'exported', str(tmp_path / name))
+    assert os.listdir(str(tmp_path / 'exported')) == []
+
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), 'TensorFlow'])
+def test_full_disk_leaves_nothing(seven_classes, tmp_path, monkeypatch, error):
+    if error == 'TensorFlow':
+        error = tf.errors.ResourceExhaustedError(None, None, 'No space left on device')
+    save = tf.saved_model.Builder.save
+
+    def fail(self):
+        save(self)
+        raise error
+
+    monkeypatch.setattr(tf.saved_model.Builder, 'save', fail)
+    with pytest.raises(script.UserError, match=f'{tmp_path}.*No space left'):
+        export(tmp_path, seven_classes.folder)
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_killed_export_leaves_no_model(start, seven_classes, tmp_path):
+    kill = '''
 import os
-import tensorflow.compat.v1 as tf
+from support.compat import tf
 save = tf.saved_model.Builder.save
-def interrupted(self, *args, **kwargs):
-    save(self, *args, **kwargs)
-    %s
-tf.saved_model.Builder.save = interrupted
+def killed(self):
+    save(self)
+    os.kill(os.getpid(), 9)
+tf.saved_model.Builder.save = killed
 '''
-
-
-@pytest.mark.parametrize(
-    'how, status',
-    [
-        ('raise OSError(28, "No space left on device")', 1),
-        ('os.kill(os.getpid(), 9)', -signal.SIGKILL),
-    ],
-    ids=['failed', 'killed'],
-)
-def test_interrupted_export_is_never_served(start, model, tmp_path, how, status):
-    flags = [f'--checkpoint_dir={model.folder}', f'--export_dir={tmp_path}', '--views=1']
-    export = start(EXPORT, *flags, before=_INTERRUPT % how)
-    assert export.wait() == status
-    assert export.stdout == ''
-    assert [name for name in os.listdir(str(tmp_path)) if name.isdigit()] == []
-    if status == 1:
-        assert os.listdir(str(tmp_path)) == []
-        return
-    again = start(EXPORT, *flags)
-    assert again.wait() == 0, again.stderr
-    assert os.path.exists(f'{tmp_path}/{STEP}/saved_model.pb')
-
-
-def test_unusable_checkpoint_writes_nothing(start, model, tmp_path):
-    path = reference.write_checkpoint(
-        tmp_path / 'ten', 3, reference.read_checkpoint(f'{model.folder}/model.ckpt-{STEP}')
-    )
-    none, ten = (
-        start(EXPORT, f'--checkpoint_dir={tmp_path}/{name}', f'--export_dir={tmp_path}/{name}-out')
-        for name in ('none', 'ten')
-    )
-    assert none.wait() == ten.wait() == 1
-    assert [len(none.errors), len(ten.errors)] == [1, 1]
-    assert f'--checkpoint_dir={tmp_path}/none' in none.errors[0]
-    assert path in ten.errors[0] and 'batches.meta.txt' in ten.errors[0]
-    for name in 'none-out', 'ten-out':
-        assert not os.path.exists(f'{tmp_path}/{name}') or os.listdir(f'{tmp_path}/{name}') == []
+    arguments = [f'--checkpoint_dir={seven_classes.folder}', f'--export_dir={tmp_path}']
+    assert start(EXPORT, *arguments, before=kill).wait() == -signal.SIGKILL
+    assert [name for name in os.listdir(str(tmp_path)) if name[0] != '.'] == []
+    export(tmp_path, seven_classes.folder)
+    assert (tmp_path / '1000' / 'saved_model.pb').exists()

@@ -51,10 +51,15 @@ def assert_similar(image, expected, mean=0.3):
     assert difference.max() <= 1 and difference.mean() <= mean
 
 
+def read(*paths):
+    """The images of readable files."""
+    [results] = pictures.read(map(str, paths), 32, len(paths))
+    assert [problem for _, _, problem in results] == [None] * len(paths)
+    return [image for _, image, _ in results]
+
+
 def read_one(path):
-    [[(_, image, problem)]] = pictures.read([str(path)], 32, 1)
-    assert problem is None
-    return image
+    return read(path)[0]
 
 
 def problem_of(path):
@@ -102,16 +107,16 @@ KINDS = {
 @pytest.mark.parametrize('kind', KINDS)
 def test_picture_is_what_pillow_reads(tmp_path, kind):
     options = {'webp': dict(lossless=True, exact=True), 'jpg': dict(progressive=True)}
-    for i, (height, width) in enumerate(SIZES):
-        image = KINDS[kind](mosaic(height, width))
-        path = str(tmp_path / f'{i} {kind}')
+    images = [KINDS[kind](mosaic(height, width)) for height, width in SIZES]
+    paths = [str(tmp_path / f'{i} {kind}') for i in range(len(images))]
+    for image, path in zip(images, paths):
         image.save(path, **options.get(kind.split('.')[1], {}))
-        if kind.endswith('jpg'):
-            image = Image.open(path)
-        result = read_one(path)
+    if kind.endswith('jpg'):
+        images = [Image.open(path) for path in paths]
+    results = read(*paths)
+    for image, result in zip(images, results):
         assert_similar(result, scaled(image))
-        if (height, width) == (32, 32):
-            assert np.array_equal(result, np.asarray(image.convert('RGB')))
+    assert np.array_equal(results[0], np.asarray(images[0].convert('RGB')))  # 32x32.
 
 
 def test_transparent_palette_is_ignored(tmp_path):
@@ -146,31 +151,29 @@ def test_first_frame_of_an_animation_is_used(tmp_path, kind):
 
 # EXIF orientation -> how a camera that was held this way stores an upright picture.
 STORED = {
-    1: [],
-    2: [Image.FLIP_LEFT_RIGHT],
-    3: [Image.ROTATE_180],
-    4: [Image.FLIP_TOP_BOTTOM],
-    5: [Image.TRANSPOSE],
-    6: [Image.ROTATE_90],
-    7: [Image.TRANSVERSE],
-    8: [Image.ROTATE_270],
+    1: None,
+    2: Image.FLIP_LEFT_RIGHT,
+    3: Image.ROTATE_180,
+    4: Image.FLIP_TOP_BOTTOM,
+    5: Image.TRANSPOSE,
+    6: Image.ROTATE_90,
+    7: Image.TRANSVERSE,
+    8: Image.ROTATE_270,
 }
 
 
 @pytest.mark.parametrize('kind', ['png', 'webp', 'jpg'])
 def test_exif_orientation_is_applied(tmp_path, kind):
     upright = mosaic(48, 96)
-    for orientation, transpositions in STORED.items():
-        image = upright
-        for transposition in transpositions:
-            image = image.transpose(transposition)
+    options = dict(quality=100, subsampling=0) if kind == 'jpg' else dict(lossless=True)
+    paths = [str(tmp_path / f'{orientation}.{kind}') for orientation in STORED]
+    for path, (orientation, transposition) in zip(paths, STORED.items()):
         exif = Image.Exif()
         exif[0x112] = orientation
-        path = tmp_path / f'{orientation}.{kind}'
-        quality = dict(quality=100, subsampling=0) if kind == 'jpg' else dict(lossless=True)
-        image.save(str(path), exif=exif, **quality)
-        difference = np.abs(read_one(path).astype(int) - scaled(upright))
-        assert difference.mean() < (3 if kind == 'jpg' else 0.3), orientation
+        image = upright if transposition is None else upright.transpose(transposition)
+        image.save(path, exif=exif, **options)
+    for image in read(*paths):
+        assert np.abs(image.astype(int) - scaled(upright)).mean() < (3 if kind == 'jpg' else 0.3)
 
 
 @pytest.mark.parametrize('exif', [b'junk', b'Exif\0\0junk', b'Exif\0\0II*\0\xff\xff\xff\xff'])
@@ -211,10 +214,10 @@ NO_PICTURES = {
 }
 
 
-@pytest.mark.parametrize('name', NO_PICTURES)
-def test_file_that_is_no_picture_gets_a_reason(tmp_path, name):
-    (tmp_path / 'x').write_bytes(NO_PICTURES[name])
-    problem_of(tmp_path / 'x')
+def test_file_that_is_no_picture_gets_a_reason(tmp_path):
+    for name, contents in NO_PICTURES.items():
+        (tmp_path / name).write_bytes(contents)
+        problem_of(tmp_path / name)
 
 
 def test_number_of_pixels_is_limited(tmp_path, monkeypatch):
@@ -227,7 +230,6 @@ def test_number_of_pixels_is_limited(tmp_path, monkeypatch):
     mosaic(40, 70).save(str(tmp_path / 'x.png'))
     for limit, is_read in (2799, False), (2800, True):
         monkeypatch.setattr(pictures, 'MAX_PIXELS', limit)
-        assert (pictures.MAX_PIXELS == 2800) == is_read
         (read_one if is_read else problem_of)(tmp_path / 'x.png')
 
 
