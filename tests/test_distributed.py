@@ -173,8 +173,10 @@ def test_two_machines_compute_what_one_computes(new_cluster, train, tmp_path):
     expected = reference.read_checkpoint(f'{tmp_path}/one/model.ckpt-3')
     _, found = two.check(3)
     for name in reference.CHECKPOINT_NAMES:
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=5e-6)
-        assert abs(expected[name] - values[name]).max() > 1e-5, f'{name} has hardly moved'
+        moved = abs(expected[name] - values[name]).max()
+        assert moved > 1e-5, f'{name} has hardly moved'
+        atol = max(5e-6, moved / 100)  # The gradients are summed in another order.
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=atol)
 
 
 def test_cluster_ignores_proxies(new_cluster):

@@ -175,7 +175,7 @@ def test_evaluator_waits_and_evaluates_each_checkpoint_once(interrupted_run):
     assert run.evaluator.status() == 0
     assert run.evaluator.stderr == ''
     evaluated = re.findall(
-        r'^\S.* (\S+/model\.ckpt-\d+) .*\n.*precision', run.evaluator.stdout, re.M
+        r'^\w+ (/.*/model\.ckpt-\d+) .*\n.*precision', run.evaluator.stdout, re.M
     )
     steps = 0, run.stopped_at, run.finished_at
     assert evaluated == [f'{run.train_dir}/model.ckpt-{step}' for step in steps]
