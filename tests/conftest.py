@@ -94,13 +94,17 @@ def seven_classes(tmp_path_factory):
 
 @pytest.fixture
 def train(start, data_dir, tmp_path):
-    """Function that starts a trainer in tmp_path, or in a folder there."""
+    """Function that starts a trainer in tmp_path, or in a folder there, for this test only."""
+    started = []
 
     def start_trainer(*flags, name=harness.TRAIN, folder='', **kwargs):
         common = [f'--data_dir={data_dir}', f'--train_dir={tmp_path / folder}', '--batch_size=8']
-        return start(name, *common, '--log_frequency=1', *flags, **kwargs)
+        started.append(start(name, *common, '--log_frequency=1', *flags, **kwargs))
+        return started[-1]
 
-    return start_trainer
+    yield start_trainer
+    for script in started:
+        script.kill()
 
 
 InterruptedRun = collections.namedtuple(
