@@ -316,7 +316,8 @@ def predict(seven_classes, capsys):
     """Function that predicts in this process. Returns the status, stdout and stderr, as lines."""
 
     def run(*names, **values):
-        for name, value in dict(dict(checkpoint_dir=seven_classes.folder), **values).items():
+        defaults = dict(checkpoint_dir=seven_classes.folder, views='1')
+        for name, value in dict(defaults, **values).items():
             setattr(FLAGS, name, value)
         status = cifar10_predict.main([PREDICT, *map(str, names)])
         output = capsys.readouterr()

@@ -49,6 +49,7 @@ EXTRAS = {
 }
 NEWEST_CAPABILITY = 7.5  # Of the GPUs that CUDA 10.0, and therefore TensorFlow 1.15, supports.
 SECONDS_BETWEEN_LINES = 10
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 def say(line):
@@ -206,16 +207,23 @@ def run_logged(command, log, lock):
         with open(log.name, errors='replace') as file:
             return '\n'.join(file.read().strip().split('\n')[-lines:])
 
+    def unblock():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
     start = time.monotonic()
+    # A signal is handled before this command is started or in the `try`, which ends the command.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # On Ctrl-C, pip would print a traceback.
+        start_new_session=True,  # So that the command's own children can be ended, too.
+        preexec_fn=unblock,
         pass_fds=[lock.fileno()],  # Keeps the lock if this process is killed.
     )
     try:
+        unblock()
         while process.poll() is None:
             try:
                 process.wait(SECONDS_BETWEEN_LINES)
@@ -248,7 +256,7 @@ def main(argv):
     parser.add_argument('--with', dest='extra', choices=sorted(EXTRAS), help='more packages')
     parser.add_argument('--torch', action='store_true', help='only build .venv/torch')
     args = parser.parse_args(argv[:end])
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As under `nohup`.
             signal.signal(number, stop)
     if args.torch:
