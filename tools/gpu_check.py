@@ -16,7 +16,7 @@ import tempfile
 
 # The first step of the lines in a run's log that count.
 FIRST_STEP = {'one device': 200, 'two towers': 50, '--use_fp16': 50}
-# Mean losses of these lines, and the accuracy. The means of seven runs on CPUs, in both generations,
+# Mean losses of these lines, and the accuracy. Means of seven runs on CPUs, in both generations,
 # and more than four standard deviations to either side.
 BANDS = {
     'one device': (3.52, 3.92),
