@@ -253,7 +253,7 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
         _histogram(variable.op.name + '/values', variable)
         if gradient is not None:
             _histogram(variable.op.name + '/gradients', gradient)
-    return tf.group(update_averages, _loss_summaries(total_loss), name='train')
+    return tf.group(update_averages, _add_loss_summaries(total_loss), name='train')
 
 
 def train(total_loss, global_step):
@@ -297,7 +297,7 @@ def _activation_summary(x):
         tf.summary.scalar(name + '/sparsity', sparsity)
 
 
-def _loss_summaries(total_loss):
+def _add_loss_summaries(total_loss):
     """Shows the total loss and its terms, means over the towers, raw and as moving averages.
 
     Returns the op that updates the averages.

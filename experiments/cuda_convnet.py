@@ -184,7 +184,7 @@ def train(total_loss, global_step):
         for gradient, variable in optimizer.compute_gradients(total_loss)
     ]
     update = optimizer.apply_gradients(gradients, global_step)
-    return tf.group(update, cifar10._loss_summaries(total_loss), name='train')
+    return tf.group(update, cifar10._add_loss_summaries(total_loss), name='train')
 
 
 def main(argv=None):

@@ -28,7 +28,7 @@ def paths(folder):
     from which somebody has moved the files.
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    # 'model.ckpt-5' without '.index' is a checkpoint in the old V1 format, which check() rejects.
+    # Before TensorFlow 0.12, a checkpoint was a single file without '.index': the V1 format.
     matches = [re.match(r'(model\.ckpt-[0-9]+)(\.index)?$', name) for name in names]
     found = {match.group(1) for match in matches if match}
     return [os.path.join(folder, name) for name in sorted(found, key=step_of, reverse=True)]
@@ -132,11 +132,6 @@ def check(path, variables=None):
       script.UserError: it is damaged, holds a number that is not finite, or does not fit the
         variables.
     """
-    if os.path.exists(path):  # Since TensorFlow 0.12, this is only the prefix of the names.
-        raise script.UserError(
-            f'{path}: the V1 format of checkpoints is not supported. Restore it with the code that '
-            'wrote it, and save it with tf.train.Saver(write_version=tf.train.SaverDef.V2).'
-        )
     with reading(path):
         reader = tf.train.load_checkpoint(path)
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

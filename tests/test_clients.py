@@ -185,15 +185,26 @@ def test_client_towers(client, train, data_dir, tmp_path):
     assert 0 < np.abs(after[name] - before[name]).max() < 0.1
 
 
-def test_client_v1_checkpoint_is_rejected(train, tmp_path):
-    tf.get_variable('global_step', initializer=np.int64(5))
+def test_client_v1_checkpoint_is_evaluated_and_resumed(known_precision, train, start, tmp_path):
+    """The format of TensorFlow before 0.12."""
+    values = reference.checkpoint_values(
+        5, reference.random_variables(2), known_precision.variables
+    )
+    for name, value in values.items():
+        tf.get_variable(name, initializer=value)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         saver = tf.train.Saver(write_version=tf.train.SaverDef.V1)
         saver.save(session, str(tmp_path / 'model.ckpt'), global_step=5)
-    trainer = train('--max_steps=6')
-    assert trainer.wait() == 1
-    assert f'{tmp_path}/model.ckpt-5' in trainer.stderr and 'V1' in trainer.stderr
+    flags = [f'--data_dir={known_precision.data_dir}', f'--checkpoint_dir={tmp_path}']
+    evaluator = start(harness.EVAL, *flags, f'--eval_dir={tmp_path}/eval', '--run_once')
+    assert evaluator.wait() == 0 and 'precision @ 1 = 0.575' in evaluator.stdout
+    resumed = train('--max_steps=6')
+    assert resumed.wait() == 0 and f'{tmp_path}/model.ckpt-5,' in resumed.stdout, resumed.stderr
+    after = reference.read_checkpoint(tmp_path / 'model.ckpt-6')
+    average, decay = 'local3/weights' + reference.AVERAGE, (1 + 6) / (10 + 6)
+    expected = decay * values[average] + (1 - decay) * after['local3/weights']
+    np.testing.assert_allclose(after[average], expected, atol=1e-6)
 
 
 # --- A notebook ----------------------------------------------------------------

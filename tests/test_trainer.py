@@ -290,22 +290,12 @@ def test_damaged_and_infinite_checkpoints_are_skipped_by_name(train, tmp_path):
     ] == []
 
 
-def write_v1_checkpoint(path):
-    with tf.Graph().as_default(), tf.Session() as session:
-        variable = tf.get_variable('global_step', initializer=np.int64(7))
-        session.run(variable.initializer)
-        tf.train.Saver(write_version=tf.train.SaverDef.V1).save(session, path)
-
-
-@pytest.mark.parametrize('fault', ['damaged', 'V1 format', 'other shape', 'other classes'])
+@pytest.mark.parametrize('fault', ['damaged', 'other shape', 'other classes'])
 def test_unusable_checkpoint_is_an_error_that_names_it(train, tmp_path, capsys, fault):
     path = str(tmp_path / 'model.ckpt-7')
     if fault == 'damaged':
         damage(write_checkpoint(tmp_path, 7))
         named = [path]
-    elif fault == 'V1 format':
-        write_v1_checkpoint(path)
-        named = [path, 'V1']
     elif fault == 'other shape':
         write_checkpoint(tmp_path, 7, **{'softmax_linear/biases': np.zeros(9, np.float32)})
         named = [path, 'softmax_linear/biases', '[9]', '[10]']
