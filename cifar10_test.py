@@ -179,8 +179,8 @@ def test_single_read_returns_key_label_and_planes(tmp_path):
             assert key.decode() == f'{path}:{i}'
             assert label.tolist() == [labels[i]]
             assert image.dtype == np.uint8
-            for colour in range(3):  # Red, green, blue.
-                np.testing.assert_array_equal(image[..., colour], planes[i, colour])
+            for color in range(3):  # Red, green, blue.
+                np.testing.assert_array_equal(image[..., color], planes[i, color])
 
 
 def test_batch_read_stops_at_end_of_file(tmp_path):
@@ -717,8 +717,8 @@ def test_averages_follow_updated_variables(folder):
 def test_training_learns_four_hues(tmp_path, monkeypatch, trainer, num_gpus):
     labels = np.arange(200) % 4
     angle = 2 * np.pi * (labels[:, np.newaxis] / 4 + np.arange(3) / 3)
-    colours = 128 + 60 * np.cos(angle)[:, np.newaxis, np.newaxis]
-    images = colours + np.random.RandomState(0).uniform(-30, 30, [200, 32, 32, 3])
+    colors = 128 + 60 * np.cos(angle)[:, np.newaxis, np.newaxis]
+    images = colors + np.random.RandomState(0).uniform(-30, 30, [200, 32, 32, 3])
     reference.write_data(tmp_path, images.astype(np.uint8), labels, test_images=0)
     FLAGS.data_dir = str(tmp_path)
     # With so few images the usual rate of 0.1 kills a layer in one run of ten.

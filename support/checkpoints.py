@@ -44,6 +44,19 @@ def folder_of(place):
     return os.path.dirname(place) if is_single(place) else place
 
 
+def output_folder_beside(flag, checkpoint_flag):
+    """Returns the folder that `flag` names, made ready as in script.output_folder().
+
+    Its default is for the default of `checkpoint_flag`. For another folder of checkpoints, RUN, it
+    is RUN_eval: two models in one folder would be one curve in TensorBoard.
+    """
+    flags = script.FLAGS
+    if flags[flag].using_default_value and not flags[checkpoint_flag].using_default_value:
+        place = getattr(flags, checkpoint_flag)
+        flags[flag].value = folder_of(place).rstrip('/') + '_eval'
+    return script.output_folder(flag)
+
+
 def newest(place):
     """The newest usable checkpoint in a folder, or None if the folder holds none.
 
@@ -79,14 +92,15 @@ def newest_required(flag):
     return path
 
 
-def as_they_come(folder, interval_secs):
-    """Yields the newest checkpoint, and again whenever there is a newer one.
+def as_they_come(flag, interval_secs):
+    """Yields the newest checkpoint in the folder that a flag names, and later ones as they appear.
 
-    At most one in `interval_secs`, until training has finished.
+    At most one in `interval_secs`, each time the newest, until training has finished.
 
     Raises:
       script.UserError: there are checkpoints, but the state file names none of them.
     """
+    folder = script.local_path(flag)
     state = tf.train.get_checkpoint_state(folder)
     if paths(folder) and not (state and tf.train.checkpoint_exists(state.model_checkpoint_path)):
         raise script.UserError(
