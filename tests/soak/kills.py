@@ -111,7 +111,7 @@ def kill_at_random(data_dir, scratch, kills, more_steps, tolerance):
             else:
                 trainer.wait_for(': step')
                 start_secs = time.time() - begin
-                time.sleep(chance.uniform(0, 3 * soak.SAVE_SECS))
+                time.sleep(chance.uniform(0, 4 * soak.SAVE_SECS))
             expect(trainer.status() is None, f'it ended by itself:\n{output(trainer)}')
             trainer.kill()
             killed_at, first = time.time(), first_step(trainer)
