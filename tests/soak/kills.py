@@ -38,22 +38,24 @@ def kill_while_saving(scratch, stride):
 
     def train(kill_at):
         """Trains for one step, which ends with a save. Returns the trainer and its steps."""
+        before = newest_step(train_dir)
         open(log_path, 'w').close()
         trainer = start(
             harness.TRAIN,
             *['--data_dir=' + data_dir, '--train_dir=' + train_dir],
             *['--batch_size=8', '--max_to_keep=2'],
-            f'--max_steps={newest_step(train_dir) + 1}',
+            f'--max_steps={before + 1}',
             before=f'import os; os.environ.update(KILL_LOG={log_path!r}, KILL_AT="{kill_at}")',
         )
         trainer.wait()
+        expect(first_step(trainer) == before, f'not resumed from {before}:\n{output(trainer)}')
         return trainer, harness.read(log_path).splitlines()
 
     def train_to_the_end():
-        before = newest_step(train_dir)
+        step = newest_step(train_dir) + 1
         trainer, steps = train(kill_at=0)
         expect(trainer.status() == 0, f'the trainer failed:\n{output(trainer)}')
-        expect(newest_step(train_dir) == before + 1, f'no checkpoint of step {before + 1}')
+        expect(newest_step(train_dir) == step, f'no checkpoint of step {step}')
         return steps
 
     os.environ['LD_PRELOAD'] = library
@@ -71,7 +73,6 @@ def kill_while_saving(scratch, stride):
                 continue
             when = f'killed before step {done[-1] if done else None}'
             expect(trainer.status() == -9, f'{when}: {trainer.status()}\n{output(trainer)}')
-            expect(first_step(trainer) == before, f'not resumed from {before}:\n{output(trainer)}')
             state = tf.train.get_checkpoint_state(train_dir)
             usable = [soak.is_usable(path) for path in state.all_model_checkpoint_paths]
             expect(len(usable) >= 2 and all(usable), f'{when}: usable: {usable} of\n{state}')
