@@ -93,8 +93,8 @@ def loss_jump(losses, first):
     return abs(statistics.mean(after) - statistics.mean(before))
 
 
-def kill_at_random(data_dir, scratch, kills, more_steps, tolerance):
-    """Kills a trainer, then has it train for that many more steps. Returns a summary."""
+def kill_at_random(data_dir, scratch, kills, first_kill, more_steps, tolerance):
+    """Kills a trainer, first after step `first_kill`, then trains `more_steps`. Returns a summary."""
     killed_dir, undisturbed_dir = (os.path.join(scratch, name) for name in ('killed', 'calm'))
     chance, losses, jumps, lost_secs, start_secs = random.Random(0), {}, [], [], 0
 
@@ -112,6 +112,9 @@ def kill_at_random(data_dir, scratch, kills, more_steps, tolerance):
             else:
                 trainer.wait_for(': step')
                 start_secs = time.time() - begin
+                if kill == 0:  # The loss has to be far from that of initial weights.
+                    wanted = f': step {first_kill},'
+                    harness.until(lambda script=trainer: wanted in script.stdout, 600)
                 time.sleep(chance.uniform(0, 4 * soak.SAVE_SECS))
             expect(trainer.status() is None, f'it ended by itself:\n{output(trainer)}')
             trainer.kill()
@@ -145,9 +148,9 @@ def kill_at_random(data_dir, scratch, kills, more_steps, tolerance):
 
 
 def test(args, scratch):
-    how = dict(kills=50, more_steps=300, tolerance=0.05)
+    how = dict(kills=50, first_kill=250, more_steps=300, tolerance=0.05)
     if args.quick:
-        how = dict(kills=6, more_steps=30, tolerance=0.1)
+        how = dict(kills=6, first_kill=20, more_steps=30, tolerance=0.1)
     saving = kill_while_saving(scratch, stride=10 if args.quick else 1)
     return f'{saving}; ' + kill_at_random(soak.small_data(args, scratch), scratch, **how)
 
