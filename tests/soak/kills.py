@@ -94,7 +94,7 @@ def loss_jump(losses, first):
 
 
 def kill_at_random(data_dir, scratch, kills, first_kill, more_steps, tolerance):
-    """Kills a trainer, first after step `first_kill`, then trains `more_steps`. Returns a summary."""
+    """Kills a trainer, at first after step `first_kill`. Then trains on. Returns a summary."""
     killed_dir, undisturbed_dir = (os.path.join(scratch, name) for name in ('killed', 'calm'))
     chance, losses, jumps, lost_secs, start_secs = random.Random(0), {}, [], [], 0
 
@@ -113,8 +113,7 @@ def kill_at_random(data_dir, scratch, kills, first_kill, more_steps, tolerance):
                 trainer.wait_for(': step')
                 start_secs = time.time() - begin
                 if kill == 0:  # The loss has to be far from that of initial weights.
-                    wanted = f': step {first_kill},'
-                    harness.until(lambda script=trainer: wanted in script.stdout, 600)
+                    harness.until(lambda it=trainer: f': step {first_kill},' in it.stdout, 600)
                 time.sleep(chance.uniform(0, 4 * soak.SAVE_SECS))
             expect(trainer.status() is None, f'it ended by itself:\n{output(trainer)}')
             trainer.kill()
