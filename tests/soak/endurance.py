@@ -21,7 +21,7 @@ from tests import harness
 
 # By how much the last quarter may be above those before.
 ALLOWED = {'memory (MB)': 15, 'threads': 1, 'open files': 1}
-ALLOWED_QUICK = dict(ALLOWED, **{'memory (MB)': 100})  # It still grows in the first minute.
+ALLOWED_QUICK = dict(ALLOWED, **{'memory (MB)': 40})  # It may still grow in a minute.
 
 
 def look_at(script):

@@ -180,7 +180,11 @@ def encode(kind, mode, random):
     width, height = random.randint(1, 60, 2)
     color = random.randint(0, 256, 3).astype(np.uint8)
     image = Image.fromarray(np.full([height, width, 3], color, np.uint8))
-    image = image.convert('L').convert('I').convert(mode) if mode == 'I;16' else image.convert(mode)
+    image = (
+        image.convert('L').convert('I').convert(mode)
+        if mode == 'I;16'
+        else image.convert(mode, dither=0)
+    )
     contents = io.BytesIO()
     image.save(contents, kind)
     return contents.getvalue(), np.asarray(image.convert('RGB')).mean(axis=(0, 1))
