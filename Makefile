@@ -66,12 +66,10 @@ test: ## run the tests; they need no data set
 lint: ## check the style of the code; ARGS=--fix fixes it
 	@$(ENVIRONMENT) --with=tests -- -m ruff check $(FLAGS)
 	@$(ENVIRONMENT) --with=tests -- -m ruff format $(if $(ARGS),,--check)
-soak: ## kills, malformed input, a served model, endurance: 2.5 hours; some minutes with ARGS=--quick
-	@$(ENVIRONMENT) --with=tests -- tests/soak/fuzz.py $(filter --quick,$(ARGS))
-	@$(ENVIRONMENT) --with=tests -- tests/soak/served.py $(DATA) $(FLAGS)
-	@$(ENVIRONMENT) --with=tests -- tests/soak/kills.py $(DATA) $(FLAGS)
-	@$(ENVIRONMENT) --with=tests -- tests/soak/cluster_kills.py $(DATA) $(FLAGS)
-	@$(ENVIRONMENT) --with=tests -- tests/soak/endurance.py $(DATA) $(FLAGS)
+soak: $(addprefix soak-,fuzz served kills cluster_kills endurance)
+soak: ## malformed files, a served model, kills, endurance: an hour; some minutes with ARGS=--quick
+soak-%:
+	@$(ENVIRONMENT) --with=tests -- tests/soak/$*.py $(DATA) $(FLAGS)
 bench: ## measure speed, also of PyTorch
 	@$(ENVIRONMENT) --torch
 	$(RUN) benchmarks/run.py $(DATA) $(FLAGS)

@@ -1,288 +1,158 @@
 """Kills trainers with SIGKILL, resumes them, and checks that nothing is lost.
 
-    python tests/soak/kills.py            as below, half an hour
-    python tests/soak/kills.py --quick    few kills and steps, a minute
+    python tests/soak/kills.py
+    python tests/soak/kills.py --quick
 
-First it kills at each step of writing a checkpoint: whenever a file is about to be
-opened, written to, closed, renamed or removed (kill_at.c; needs Linux and cc).
+First it kills a trainer at each step of writing a checkpoint: just before a file is opened, written
+to, closed, renamed or removed (kill_at.c; needs Linux and cc).
 
-Then it kills a trainer on the real data set at random moments, from its start to long
-after a checkpoint, and starts it again, fifty times. It has to go on from the newest
-checkpoint, never more than one interval behind; the loss has to go on from where it
-was; and in the end the network has to be as good as that of a run which nobody
-disturbed.
+Then it kills a trainer fifty times at a random moment, during the start or during training. Each
+time the trainer must resume from the newest checkpoint, with at most one interval of work lost, and
+the loss must continue at its value. At the end the accuracy must be that of an undisturbed run.
 """
 
-import argparse
-import datetime
 import os
 import random
 import re
-import signal
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(os.path.dirname(FOLDER)))
-
+import soak
+from soak import expect, first_step, newest_step, output
+from support.compat import tf
 from tests import harness, reference
 
-from support.compat import tf
-
-SAVE_SECS = 3
-SLACK_SECS = 2  # A step, a save, and a machine that does other things as well.
+SLACK_SECS = 3  # For a step and a save, on a busy machine.
 COMPARED_STEPS = 20
-LOSS_JUMP = 0.4  # Between means of 20 batches; initial weights would be worse by more.
+LOSS_JUMP = 0.4  # Between means of 20 batches. Initial weights would be worse by more.
 
 
-class LostError(Exception):
-    """What has been lost."""
-
-
-def expect(condition, what):
-    if not condition:
-        raise LostError(what)
-
-
-def is_usable(path):
-    """Can every variable be read? TensorFlow looks at the checksums."""
-    try:
-        return sorted(reference.read_checkpoint(path)) == reference.CHECKPOINT_NAMES
-    except (tf.errors.OpError, ValueError, IndexError):
-        return False
-
-
-def newest_step(train_dir):
-    """The step of the newest usable checkpoint, 0 without any."""
-    names = os.listdir(train_dir) if os.path.isdir(train_dir) else []
-    steps = [re.match(r'model\.ckpt-(\d+)\.index$', name) for name in names]
-    for step in sorted((int(step.group(1)) for step in steps if step), reverse=True):
-        if is_usable(os.path.join(train_dir, f'model.ckpt-{step}')):
-            return step
-    return 0
-
-
-def check_listed(train_dir, when):
-    """Expects the state file to name two checkpoints or more, all of them usable."""
-    state = tf.train.get_checkpoint_state(train_dir)
-    usable = [is_usable(path) for path in state.all_model_checkpoint_paths]
-    expect(len(usable) >= 2 and all(usable), f'{when}: usable are {usable} of\n{state}')
-
-
-def resumed_step(script):
-    """The global step that a trainer went on from, None if it began anew or had not begun."""
-    match = re.search(r'^Resuming from \S+-(\d+),', script.stdout, re.MULTILINE)
-    return match and int(match.group(1))
-
-
-def output(script):
-    return script.stdout + script.stderr
-
-
-# --- At each step of saving --------------------------------------------------
-
-
-def run_alone(start, data_dir, train_dir, flags, before):
-    """Runs a trainer to its end. Returns it."""
-    folders = ['--data_dir=' + data_dir, '--train_dir=' + train_dir]
-    script = start(harness.TRAIN, *folders, *flags, before=before)
-    script.wait()
-    return script
-
-
-def kill_while_saving(scratch, stride, run=run_alone):
-    """Kills at every `stride`-th step of writing. Returns a line on what was seen.
-
-    Args:
-      run: function as run_alone(), which returns the process that is killed.
-    """
-    data_dir, train_dir = os.path.join(scratch, 'data'), os.path.join(scratch, 'staged')
+def kill_while_saving(scratch, stride):
+    """Kills at every `stride`-th step of saving. Returns a summary."""
+    data_dir, train_dir = os.path.join(scratch, 'tiny_data'), os.path.join(scratch, 'saving')
     log_path, library = os.path.join(scratch, 'steps.log'), os.path.join(scratch, 'kill_at.so')
-    subprocess.check_call(
-        ['cc', '-shared', '-fPIC', '-o', library, os.path.join(FOLDER, 'kill_at.c'), '-ldl']
-    )
     reference.write_data(data_dir, reference.rectangle_images(340), [0] * 340, test_images=40)
-    os.environ['LD_PRELOAD'] = library
-    start = harness.Starter(scratch)
-    del os.environ['LD_PRELOAD']
+    source = os.path.join(soak.ROOT, 'tests', 'soak', 'kill_at.c')
+    subprocess.check_call(['cc', '-shared', '-fPIC', '-o', library, source, '-ldl'])
 
     def train(kill_at):
-        """A trainer that does one step on a tiny batch and saves. Returns it and its log."""
-        script = run(
-            start,
-            data_dir,
-            train_dir,
-            ['--batch_size=8', '--max_to_keep=2', f'--max_steps={newest_step(train_dir) + 1}'],
+        """Trains for one step, which ends with a save. Returns the trainer and its steps."""
+        before = newest_step(train_dir)
+        open(log_path, 'w').close()
+        trainer = start(
+            harness.TRAIN,
+            *['--data_dir=' + data_dir, '--train_dir=' + train_dir],
+            *['--batch_size=8', '--max_to_keep=2'],
+            f'--max_steps={before + 1}',
             before=f'import os; os.environ.update(KILL_LOG={log_path!r}, KILL_AT="{kill_at}")',
         )
-        steps = harness.read(log_path).splitlines()
-        os.remove(log_path)
-        return script, steps
+        trainer.wait()
+        expect(first_step(trainer) == before, f'not resumed from {before}:\n{output(trainer)}')
+        return trainer, harness.read(log_path).splitlines()
 
-    try:
-        for _ in range(3):
-            script, steps = train(kill_at=0)
-            expect(script.status() == 0, f'it failed:\n{output(script)}')
-        for verb in 'open', 'write', 'close', 'rename', 'remove':
-            expect(any(step.split()[1] == verb for step in steps), f'no {verb} seen: {steps}')
+    def train_to_the_end():
+        step = newest_step(train_dir) + 1
+        trainer, steps = train(kill_at=0)
+        expect(trainer.status() == 0, f'the trainer failed:\n{output(trainer)}')
+        expect(newest_step(train_dir) == step, f'no checkpoint of step {step}')
+        return steps
+
+    os.environ['LD_PRELOAD'] = library
+    with soak.scripts(os.path.join(scratch, 'scripts_killed_at')) as start:
+        del os.environ['LD_PRELOAD']
+        steps = [train_to_the_end() for _ in range(3)][-1]
+        seen = {step.split()[1] for step in steps}
+        expect(seen == {'open', 'write', 'close', 'rename', 'remove'}, f'only seen: {steps}')
         killed = 0
         for number in range(1, len(steps) + 1, stride):
             before = newest_step(train_dir)
-            script, done = train(kill_at=number)
-            if len(done) < number:  # Less to remove: what earlier kills kept from being written.
-                whole = script.status() == 0 and number > len(steps) - 3
-                expect(whole, f'only {len(done)} steps:\n{output(script)}')
+            trainer, done = train(kill_at=number)
+            # After a kill, there may be fewer files to remove.
+            if trainer.status() == 0 and len(steps) - 3 <= len(done) < number:
                 continue
-            killed += 1
-            when = f'killed at step {done[-1]}'
-            expect(script.status() == -9, f'{when}: status {script.status()}:\n{output(script)}')
-            expect(resumed_step(script) == before, f'it did not go on from {before}')
-            check_listed(train_dir, when)
+            when = f'killed before step {done[-1] if done else None}'
+            expect(trainer.status() == -9, f'{when}: {trainer.status()}\n{output(trainer)}')
+            state = tf.train.get_checkpoint_state(train_dir)
+            usable = [soak.is_usable(path) for path in state.all_model_checkpoint_paths]
+            expect(len(usable) >= 2 and all(usable), f'{when}: usable: {usable} of\n{state}')
             print(f'{when}; newest {before} -> {newest_step(train_dir)}', flush=True)
-        before = newest_step(train_dir)
-        script, _ = train(kill_at=0)
-        expect(script.status() == 0, f'it failed:\n{output(script)}')
-        expect(newest_step(train_dir) == before + 1, f'no checkpoint of step {before + 1}')
-    finally:
-        start.end()
+            killed += 1
+        train_to_the_end()
     return f'killed at {killed} of the {len(steps)} steps of saving'
 
 
-# --- At random moments -------------------------------------------------------
+def loss_jump(losses, first):
+    """How much the loss changes at the step from which a trainer resumed; 0 if unknown."""
+    before, after = (
+        [losses[step] for step in range(start, start + COMPARED_STEPS) if step in losses]
+        for start in (first - COMPARED_STEPS, first)
+    )
+    if min(len(before), len(after)) < COMPARED_STEPS // 2:
+        return 0
+    return abs(statistics.mean(after) - statistics.mean(before))
 
 
-def log_of(script):
-    """List of (step, loss, time) from the lines of a trainer."""
-    lines = re.findall(r'^(\S+ \S+): step (\d+), loss = (\S+) ', script.stdout, re.MULTILINE)
-    parse = datetime.datetime.strptime
-    return [
-        (int(step), float(loss), parse(when, '%Y-%m-%d %H:%M:%S.%f').timestamp())
-        for when, step, loss in lines
-    ]
+def kill_at_random(data_dir, scratch, kills, first_kill, more_steps, tolerance):
+    """Kills a trainer, at first after step `first_kill`. Then trains on. Returns a summary."""
+    killed_dir, undisturbed_dir = (os.path.join(scratch, name) for name in ('killed', 'calm'))
+    chance, losses, jumps, lost_secs, start_secs = random.Random(0), {}, [], [], 0
 
+    def train(train_dir, max_steps=10**6):
+        flags = ['--train_dir=' + train_dir, '--data_dir=' + data_dir, f'--max_steps={max_steps}']
+        flags += ['--batch_size=32', '--log_frequency=1']
+        return start(harness.TRAIN, *flags, f'--save_checkpoint_secs={soak.SAVE_SECS}')
 
-class Witness:
-    """Compares what a life of a run says with what the lives before have said."""
-
-    def __init__(self):
-        self.seen = {}  # Step -> (loss, time) as last logged.
-        self.killed_at = None
-        self.newest = 0  # The newest checkpoint after the last kill.
-        self.lost_secs, self.jumps = [0], [0]
-
-    def check(self, script, killed_at, newest):
-        """Takes down a life that has ended, and the newest checkpoint after it.
-
-        Returns what to tell of it.
-        """
-        log, start = log_of(script), resumed_step(script)
-        expected, self.newest = self.newest, newest
-        if start is None and not log:
-            return 'before it had resumed'
-        start = start or 0
-        expect(start == expected, f'it went on from step {start}, not from {expected}')
-        if start in self.seen:  # Then this step had been done before the kill, and was lost.
-            lost = self.killed_at - self.seen[start][1]
-            expect(lost <= SAVE_SECS + SLACK_SECS, f'the work of {lost:.1f} s was lost')
-            self.lost_secs.append(lost)
-        before = range(start - COMPARED_STEPS, start)
-        before = [self.seen[step][0] for step in before if step in self.seen]
-        after = [loss for _, loss, _ in log[:COMPARED_STEPS]]
-        if min(len(before), len(after)) >= COMPARED_STEPS // 2:
-            jump = statistics.mean(after) - statistics.mean(before)
-            expect(abs(jump) < LOSS_JUMP, f'the loss jumped by {jump:.2f} at step {start}')
-            self.jumps.append(abs(jump))
-        # What lies behind the checkpoint has been done anew or not at all.
-        self.seen = {step: seen for step, seen in self.seen.items() if step < start}
-        self.seen.update((step, (loss, when)) for step, loss, when in log)
-        self.killed_at = killed_at
-        return f'from step {start} to {log[-1][0] + 1 if log else start}'
-
-
-def kill_at_random(scratch, data_dir, kills, more_steps, num_examples, tolerance):
-    """Kills, then trains so many steps more. Returns a line on what was seen."""
-    start = harness.Starter(scratch)
-    disturbed_dir, undisturbed_dir = (os.path.join(scratch, name) for name in ('killed', 'left'))
-
-    def train(train_dir, *flags):
-        flags = ['--train_dir=' + train_dir, '--data_dir=' + data_dir, *flags]
-        return start(
-            harness.TRAIN, *flags, '--log_frequency=1', f'--save_checkpoint_secs={SAVE_SECS}'
-        )
-
-    def precision(train_dir, max_steps):
-        """Trains to the end and evaluates."""
-        script = train(train_dir, f'--max_steps={max_steps}')
-        expect(script.wait(3600) == 0, f'the last run failed:\n{output(script)}')
-        expect(newest_step(train_dir) == max_steps, f'it ended at {newest_step(train_dir)}')
-        script = start(
-            harness.EVAL,
-            '--run_once',
-            f'--num_examples={num_examples}',
-            '--data_dir=' + data_dir,
-            '--checkpoint_dir=' + train_dir,
-            f'--eval_dir={train_dir}-eval',
-        )
-        expect(script.wait() == 0, f'the evaluator failed:\n{output(script)}')
-        return float(re.search(r'precision @ 1 = (\S+)', script.stdout).group(1))
-
-    try:
-        script = train(disturbed_dir)
-        begin = time.time()
-        script.wait_for('step 1,')
-        longest = 2.5 * (time.time() - begin)  # So that most of the kills come after the start.
-        witness, chance = Witness(), random.Random(0)
-        for kill in range(1, kills + 1):
-            time.sleep(chance.uniform(0, longest))
-            expect(script.status() is None, f'it ended by itself:\n{output(script)}')
-            script.kill()
-            told = witness.check(script, time.time(), newest_step(disturbed_dir))
-            print(f'kill {kill}: {told}', flush=True)
-            script = train(disturbed_dir)
-        script.kill()
-        max_steps = newest_step(disturbed_dir) + more_steps
-        disturbed = precision(disturbed_dir, max_steps)
-        undisturbed = precision(undisturbed_dir, max_steps)
-    finally:
-        start.end()
-    seen = f'precision {disturbed:.3f} after {max_steps} steps, undisturbed {undisturbed:.3f}'
-    expect(disturbed > undisturbed - tolerance, seen)
+    with soak.scripts(os.path.join(scratch, 'scripts_killed_at_random')) as start:
+        for kill in range(kills):
+            newest, begin = newest_step(killed_dir), time.time()
+            trainer = train(killed_dir)
+            if kill % 2:
+                time.sleep(chance.uniform(0, start_secs))
+            else:
+                trainer.wait_for(': step')
+                start_secs = time.time() - begin
+                if kill == 0:  # The loss has to be far from that of initial weights.
+                    harness.until(lambda it=trainer: f': step {first_kill},' in it.stdout, 600)
+                time.sleep(chance.uniform(0, 4 * soak.SAVE_SECS))
+            expect(trainer.status() is None, f'it ended by itself:\n{output(trainer)}')
+            trainer.kill()
+            killed_at, first = time.time(), first_step(trainer)
+            expect(first in (None, newest), f'started at step {first}, not at {newest}')
+            printed = re.findall(r': step (\d+), loss = (\S+) ', trainer.stdout)
+            if printed:
+                expect(int(printed[0][0]) == newest, f'the first step is {printed[0][0]}')
+                # Later steps are done again.
+                losses = {step: loss for step, loss in losses.items() if step < newest}
+                losses.update((int(step), float(loss)) for step, loss in printed)
+                jumps.append(loss_jump(losses, newest))
+                expect(jumps[-1] < LOSS_JUMP, f'the loss jumped by {jumps[-1]} at step {newest}')
+            newest = newest_step(killed_dir)
+            if not kill % 2:
+                saved_at = os.path.getmtime(f'{killed_dir}/model.ckpt-{newest}.index')
+                lost_secs.append(killed_at - max(saved_at, begin + start_secs))
+                what = f'{lost_secs[-1]:.1f} s of work lost at step {printed[-1][0]}'
+                expect(lost_secs[-1] < soak.SAVE_SECS + SLACK_SECS, what)
+            print(f'kill {kill + 1} after {len(printed)} steps; newest {newest}', flush=True)
+        max_steps = newest + more_steps
+        for train_dir in killed_dir, undisturbed_dir:
+            trainer = train(train_dir, max_steps)
+            expect(trainer.wait(3600) == 0, f'the last run failed:\n{output(trainer)}')
+            expect(newest_step(train_dir) == max_steps, f'it ended at {newest_step(train_dir)}')
+        comparison = soak.compare(start, data_dir, killed_dir, undisturbed_dir, tolerance)
     return (
-        f'{kills} random kills: at most {max(witness.lost_secs):.1f} s of work lost at a time '
-        f'({SAVE_SECS} s between checkpoints), the loss jumped by {max(witness.jumps):.2f} at '
-        f'most; {seen}'
+        f'{kills} random kills, at most {max(lost_secs):.1f} s of work lost at a time '
+        f'({soak.SAVE_SECS} s between saves), loss jumps of at most {max(jumps):.2f}; {comparison}'
     )
 
 
-def arguments(description):
-    """Those of the command line. After it, SIGTERM is an exit that leaves no process behind."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='as for the scripts')
-    parser.add_argument('--quick', action='store_true', help='fewer kills and steps')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    return parser.parse_args()
-
-
-def main():
-    args = arguments(__doc__)
-    stride, at_random = 1, dict(kills=50, more_steps=500, num_examples=10000, tolerance=0.03)
+def test(args, scratch):
+    how = dict(kills=50, first_kill=250, more_steps=300, tolerance=0.05)
     if args.quick:
-        stride, at_random = 12, dict(kills=3, more_steps=30, num_examples=2000, tolerance=0.1)
-    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        try:
-            reports = [
-                kill_while_saving(first, stride),
-                kill_at_random(second, args.data_dir, **at_random),
-            ]
-        except LostError as error:
-            sys.exit(f'kills.py: LOST: {error}')
-    print('\n'.join(reports))
+        how = dict(kills=6, first_kill=20, more_steps=30, tolerance=0.1)
+    saving = kill_while_saving(scratch, stride=10 if args.quick else 1)
+    return f'{saving}; ' + kill_at_random(soak.small_data(args, scratch), scratch, **how)
 
 
 if __name__ == '__main__':
-    main()
+    soak.run(__doc__, test)
