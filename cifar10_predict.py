@@ -11,6 +11,8 @@ Prints a line for each picture, with its most probable classes. Unreadable pictu
 standard error, and the exit status is 1.
 """
 
+import support  # noqa: F401 -- First, for the sake of Ctrl-C.
+
 import json
 import os
 import signal

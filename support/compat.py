@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import tempfile
-import threading
+
+import support
 
 # '0' or '1' in the environment asks for TensorFlow's messages; '2' shows only errors.
 _is_quiet = os.environ.get('TF_CPP_MIN_LOG_LEVEL', '2') not in ('0', '1')
@@ -45,29 +46,14 @@ def _captured_stderr():
             os.close(stderr)
 
 
-@contextlib.contextmanager
-def _default_sigint():
-    """Lets Ctrl-C end the process at once: TensorFlow 1.15 loses KeyboardInterrupt in its imports.
-
-    Also saves the user 30 lines of traceback.
-    """
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    if not is_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-with _default_sigint():
-    if _is_quiet and 'tensorflow' not in sys.modules:
-        with _captured_stderr():
-            import tensorflow.compat.v1 as tf
-    else:
+if _is_quiet and 'tensorflow' not in sys.modules:
+    with _captured_stderr():
         import tensorflow.compat.v1 as tf
+else:
+    import tensorflow.compat.v1 as tf
+
+if support.has_changed_sigint:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_v2_behavior()
