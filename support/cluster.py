@@ -16,6 +16,7 @@ connections of a dead process at once. TCP keepalive ends them KEEPALIVE_SECS af
 the machine failed. A paused process keeps its connections, because the kernel answers for it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -147,7 +148,7 @@ def _serve(cluster, facts, start_server, listener):
             server = server or start_server()
             _send(sock, problem=_problem_reaching(cluster.chief))
         if 'text' in message:
-            print(message['text'])
+            print(script.printable(str(message['text'])))
         if 'status' in message:
             _exit(message['status'], message['why'])
 
@@ -164,7 +165,7 @@ def _accept_chief(cluster, facts, listener):
             continue
         file = sock.makefile('rb')
         try:
-            call = _receive(file)
+            call = _receive_soon(sock, file)
             _send(sock, cluster=cluster.jobs, task=cluster.me, facts=facts)
             if call == {'cluster': cluster.jobs, 'task': list(cluster.me)}:
                 _keep_alive(sock)
@@ -236,7 +237,7 @@ class _Workers:
         return True
 
     def _print(self, text):
-        print(text)
+        print(script.printable(text))
         self._send(text=text)
 
     def _send(self, **message):
@@ -260,7 +261,7 @@ class _Workers:
     def _exchange(self, task, sock, file):
         """Talks to a worker until the connection ends with an OSError."""
         _send(sock, cluster=self._cluster.jobs, task=task)
-        greeting = _receive(file)
+        greeting = _receive_soon(sock, file)
         if not isinstance(greeting.get('facts'), dict):
             raise ValueError('another program listens there')
         if (greeting.get('cluster'), greeting.get('task')) != (self._cluster.jobs, list(task)):
@@ -330,6 +331,22 @@ def _receive(file):
     if not isinstance(message, dict):
         raise ValueError('another program listens there')
     return message
+
+
+def _receive_soon(sock, file):
+    """As _receive(), but ends a connection on which a stranger sends a byte now and then."""
+
+    def hang_up():
+        with contextlib.suppress(OSError):  # It was closed just now.
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(ANSWER_SECS, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        return _receive(file)
+    finally:
+        timer.cancel()
 
 
 def _reason(error):
