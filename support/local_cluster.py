@@ -2,9 +2,9 @@
 
     python -m support.local_cluster --workers=2 cifar10_distributed_train.py --max_steps=200
 
-Prints their output with their names in front. Ctrl-C, SIGTERM and a closed terminal stop the chief,
-which saves a checkpoint and ends the workers; a second signal ends all at once. When a process is
-lost, all are started again. The exit status is the chief's.
+Prints their output with their names in front. Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal stop
+the chief, which saves a checkpoint and ends the workers; a second signal ends all at once. When a
+process is lost, all are started again. The exit status is the chief's.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def main():
         if signals[-1][1] > signals[0][1] + 0.2:
             os._exit(128 + number)  # The kernel kills the processes.
 
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, note)
     while not signals:

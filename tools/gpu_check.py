@@ -9,10 +9,13 @@ too.
 
 import argparse
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+
+from support import script
 
 # The first step of the lines in a run's log that count.
 FIRST_STEP = {'one device': 200, 'two towers': 50, '--use_fp16': 50}
@@ -26,26 +29,35 @@ BANDS = {
 }
 
 
-def run(script, *flags):
+def run(name, *flags):
     """Runs a script, shows its output and returns it. Exits if the script fails."""
-    print(f'\n$ python {" ".join([script, *flags])}', flush=True)
+    print(f'\n$ python {" ".join([name, *flags])}', flush=True)
     output = ''
-    command = [sys.executable, script, *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, universal_newlines=True) as process:
-        for line in process.stdout:
-            print(line, end='', flush=True)
-            output += line
+    command = [sys.executable, name, *flags]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+        preexec_fn=script.die_with_parent,
+    ) as process:
+        try:
+            for line in process.stdout:
+                print(line, end='', flush=True)
+                output += line
+        except SystemExit:  # By a signal.
+            process.kill()
+            raise
     if process.returncode:
-        sys.exit(f'{script} failed with status {process.returncode}.')
+        sys.exit(f'{name} failed with status {process.returncode}.')
     return output
 
 
 def train(name, data, folder):
     """Trains as a key of FIRST_STEP says. Returns the output, images/s and the mean loss."""
-    script = 'cifar10_multi_gpu_train.py' if name == 'two towers' else 'cifar10_train.py'
+    trainer = 'cifar10_multi_gpu_train.py' if name == 'two towers' else 'cifar10_train.py'
     flags = {'one device': [], 'two towers': ['--num_gpus=2'], '--use_fp16': ['--use_fp16']}[name]
     steps = 300 if name == 'one device' else 100
-    output = run(script, data, f'--train_dir={folder}/{name}', f'--max_steps={steps}', *flags)
+    output = run(trainer, data, f'--train_dir={folder}/{name}', f'--max_steps={steps}', *flags)
     lines = re.findall(r'step (\d+), loss = (\S+) \((\S+) examples/sec', output)
     lines = [line for line in lines if int(line[0]) >= FIRST_STEP[name]]
     speed = statistics.median(float(speed) for _, _, speed in lines)
@@ -87,4 +99,6 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())
