@@ -11,7 +11,6 @@ is renamed into cifar-10-batches-bin. Existing files are never deleted or overwr
 data set: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-import contextlib
 import errno
 import glob
 import hashlib
@@ -24,8 +23,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import threading
-import time
 import unicodedata
 import urllib.parse
 import urllib.request
@@ -62,7 +59,7 @@ CLASS_NAMES_FILE = 'batches.meta.txt'
 OTHER_FORMATS = 'data_batch_1', 'trainLabels.csv', 'fine_label_names.txt', 'train_32x32.mat'
 
 STALL_SECS = 30  # How long a source may send nothing.
-PROGRESS_SECS = 10
+PROGRESS_SECS = script.PROGRESS_SECS
 MAX_ARCHIVE_BYTES = 1 << 28  # The official archive has 170 MB.
 TMP_PREFIX = '.download-'
 
@@ -166,7 +163,7 @@ def _missing_files(folder):
     """Returns the names of the files that do not exist; rejects those that cannot be used."""
     present = [name for name in SHA256 if os.path.lexists(os.path.join(folder, name))]
     missing = [name for name in SHA256 if name not in present]
-    with _progress(lambda: f'Still reading {folder}'):
+    with script.progress(lambda: f'Still reading {folder}', PROGRESS_SECS):
         foreign = [name for name in present if not _is_official(os.path.join(folder, name))]
     if foreign and len(foreign) < len(SHA256):
         raise script.UserError(
@@ -255,7 +252,9 @@ def _fetch(missing, folder, data_dir, data_url):
         print(script.printable(f'Getting CIFAR-10 from {source}.'))
         with tempfile.TemporaryDirectory(prefix=TMP_PREFIX, dir=folder) as tmp:
             try:
-                with _progress(lambda: f'Still getting CIFAR-10: {_size(tmp) >> 20} MiB'):
+                with script.progress(
+                    lambda: f'Still getting CIFAR-10: {_size(tmp) >> 20} MiB', PROGRESS_SECS
+                ):
                     for name, contents in read(source, tmp):
                         with open(os.path.join(tmp, name), 'wb') as file:
                             file.write(contents)
@@ -274,25 +273,6 @@ def _fetch(missing, folder, data_dir, data_url):
         f'no source of CIFAR-10 works. Download {DATA_URL} on another machine, put it into '
         f'{data_dir} and start again.'
     )
-
-
-@contextlib.contextmanager
-def _progress(describe):
-    """Prints what describe() returns, and how long it took, every PROGRESS_SECS seconds."""
-    started, done = time.monotonic(), threading.Event()
-
-    def report():
-        while not done.wait(PROGRESS_SECS):
-            with contextlib.suppress(OSError):  # A file was renamed just now.
-                print(f'{describe()} after {time.monotonic() - started:.0f} s')
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _size(folder):

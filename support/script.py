@@ -16,6 +16,7 @@ from absl import app
 
 from support.flags import FLAGS
 
+PROGRESS_SECS = 10  # Between two lines during a wait.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: `sbatch --signal=USR1`.
 
 
@@ -67,6 +68,25 @@ def reject_flags(*names):
     for name in names:
         if not FLAGS[name].using_default_value:
             raise UserError(f'--{name} has no effect here. Leave it out.')
+
+
+@contextlib.contextmanager
+def progress(describe, seconds=PROGRESS_SECS):
+    """Prints what describe() returns, and how long it took, every so many seconds."""
+    started, done = time.monotonic(), threading.Event()
+
+    def report():
+        while not done.wait(seconds):
+            with contextlib.suppress(OSError):  # A file was renamed just now.
+                print(f'{describe()} after {time.monotonic() - started:.0f} s')
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 # --- Folders -------------------------------------------------------------------
@@ -144,7 +164,8 @@ def locked(folder, busy, wait=False):
             if not wait:
                 raise UserError(busy)
             print(busy, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with progress(lambda: 'Still waiting', PROGRESS_SECS):
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # Some file systems have no locks.
             print(f'Warning: cannot lock {folder}: {error.strerror}', file=sys.stderr)
         yield Lock(folder, file)

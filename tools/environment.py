@@ -49,7 +49,7 @@ EXTRAS = {
 }
 NEWEST_CAPABILITY = 7.5  # Of the GPUs that CUDA 10.0, and therefore TensorFlow 1.15, supports.
 SECONDS_BETWEEN_LINES = 10
-STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 
 def say(line):
@@ -173,13 +173,23 @@ def prepare(name, extras=()):
 def locked(path):
     """Holds a file lock, which the OS releases when this process and its child have ended."""
     with open(path, 'a') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say('Waiting for another process that is building this environment ...')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # Some file systems have no locks.
-            say(f'Warning: cannot lock {path}: {error.strerror}')
+        start = time.monotonic()
+        next_line = start
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= next_line:
+                    say(
+                        'Waiting for another process that is building this environment '
+                        f'({time.monotonic() - start:.0f} s) ...'
+                    )
+                    next_line += SECONDS_BETWEEN_LINES
+                time.sleep(0.2)
+            except OSError as error:  # Some file systems have no locks.
+                say(f'Warning: cannot lock {path}: {error.strerror}')
+                break
         yield file
 
 
