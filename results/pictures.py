@@ -9,9 +9,10 @@ confusion.png, filters.png and errors.png, from the model there and the test set
 import os
 import sys
 
-import numpy as np
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import support  # noqa: F401 -- First, for the sake of Ctrl-C.
+
+import numpy as np
 
 import cifar10
 import cifar10_eval
@@ -105,7 +106,8 @@ def predict(checkpoint):
         variables = cifar10_eval.model_variables()
         checkpoints.check(checkpoint, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
-            tf.train.Saver(variables).restore(session, checkpoint)
+            with checkpoints.reading(checkpoint):
+                tf.train.Saver(variables).restore(session, checkpoint)
             predicted = np.concatenate(
                 [
                     session.run(probabilities, {batch: part})

@@ -84,7 +84,8 @@ def read_losses(train_dir):
     """Dict of step -> row, from the scalars in all event files."""
     rows = {}
     worked = 0.0  # Seconds, in the previous files.
-    for path in sorted(glob.glob(os.path.join(glob.escape(train_dir), 'events.out.tfevents.*'))):
+    paths = glob.glob(os.path.join(glob.escape(train_dir), 'events.out.tfevents.*'))
+    for path in sorted(filter(os.path.isfile, paths)):  # A pipe would block.
         start = now = None
         for event in read_events(path):
             now = event.wall_time
@@ -128,7 +129,8 @@ def precision(path, averages):
         checkpoints.check(path, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             session.run(tf.local_variables_initializer())
-            tf.train.Saver(variables).restore(session, path)
+            with checkpoints.reading(path):
+                tf.train.Saver(variables).restore(session, path)
             correct, _, _ = cifar10_eval.count_correct(session, is_correct, total, tf.no_op())
     return correct / total
 
@@ -195,15 +197,16 @@ def main(argv=None):
     script.output_folder('record_dir')
     if os.path.realpath(FLAGS.record_dir) == os.path.realpath(FLAGS.train_dir):
         raise script.UserError('--record_dir is --train_dir, whose checkpoints it would overwrite')
+    train_dir = script.local_path('train_dir')
     cifar10.maybe_download_and_extract()
-    print(f'Reading the events in {FLAGS.train_dir}.')
-    losses = read_losses(FLAGS.train_dir)
-    saved = checkpoints.paths(FLAGS.train_dir)[::-1]
+    print(f'Reading the events in {train_dir}.')
+    losses = read_losses(train_dir)
+    saved = checkpoints.paths(train_dir)[::-1]
     if not losses or not saved:
         raise script.UserError(
-            f'--train_dir={FLAGS.train_dir}: there are no events or no checkpoints of a run'
+            f'--train_dir={train_dir}: there are no events or no checkpoints of a run'
         )
-    dataset.expect_same_classes(FLAGS.train_dir, 'train_dir', cifar10.data_folder())
+    dataset.expect_same_classes(train_dir, 'train_dir', cifar10.data_folder())
     write_table(os.path.join(FLAGS.record_dir, 'losses.csv'), LOSSES_COLUMNS, losses)
     table = os.path.join(FLAGS.record_dir, 'checkpoints.csv')
     chosen = every(saved, FLAGS.record_steps)

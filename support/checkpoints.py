@@ -1,15 +1,18 @@
 """Finds, checks, restores and saves checkpoints: the files model.ckpt-STEP.* in a folder."""
 
 import contextlib
+import glob
 import os
 import re
 import sys
+import time
 
 import numpy as np
 
 from support import script
 from support.compat import tf
 
+FIRST_REPORT_SECS = 10  # The first line about a missing checkpoint; then after 20, 40, 80, ...
 POLL_SECS = 5  # How often to look whether training has finished while no checkpoint appears.
 
 
@@ -108,9 +111,14 @@ def as_they_come(flag, interval_secs):
             'moved. Evaluate the newest one with --run_once.'
         )
     print(f'Waiting for new checkpoints in {folder}.')
-    step = None
+    step, started, next_report = None, time.monotonic(), FIRST_REPORT_SECS
 
     def is_done():
+        nonlocal next_report
+        waited = time.monotonic() - started
+        if step is None and waited > next_report:
+            print(f'No checkpoint after {waited:.0f} s. Is {folder} the --train_dir of a trainer?')
+            next_report *= 2
         return step is not None and step == finished_step(folder)
 
     for path in tf.train.checkpoints_iterator(
@@ -146,6 +154,10 @@ def check(path, variables=None):
       script.UserError: it is damaged, holds a number that is not finite, or does not fit the
         variables.
     """
+    for file in [path, *glob.glob(glob.escape(path) + '.*')]:
+        # TensorFlow would wait for somebody who writes to a pipe, or read a device without end.
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise script.UserError(f'{path}: {file} is not a regular file')
     with reading(path):
         reader = tf.train.load_checkpoint(path)
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

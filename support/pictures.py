@@ -15,6 +15,7 @@ from support.compat import tf
 
 # Pillow reads many more, some of them with external programs.
 FORMATS = ['BMP', 'GIF', 'JPEG', 'PNG', 'WEBP']
+SUFFIXES = ['.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp']
 # A few kilobytes can decode to gigabytes. Cameras have up to 61 megapixels. Decoding takes 14 bytes
 # per pixel, and each CPU core decodes a picture; but only one at a time that is large.
 MAX_PIXELS = 64 * 10**6

@@ -5,6 +5,7 @@ picture is a path, or a [height, width, 3] uint8 array.
 """
 
 import csv
+import glob
 import gzip
 import io
 import os
@@ -16,6 +17,8 @@ import numpy as np
 
 from support import pictures, script
 
+# A file in each data set that read() recognizes.
+DATA_SET_FILES = 'train.bin', 'meta', 'batches.meta', 'train_32x32.mat', 'trainLabels.csv'
 # Unpacked, SVHN's training set has 225 MB and a CIFAR archive 190 MB. A small file can hold more.
 MAX_BYTES = 256 << 20
 
@@ -52,6 +55,10 @@ def read(source, coarse=False):
         return kaggle(contents, source)
     if not os.path.isdir(source):
         raise script.UserError(f'{source} holds neither CIFAR-10 nor CIFAR-100')
+    for path in sorted(glob.glob(os.path.join(glob.escape(source), '*', '*'))):
+        folder, name = os.path.split(path)
+        if name in DATA_SET_FILES and os.path.isfile(path):
+            raise script.UserError(f'{source} is not a data set, but {folder} is. Name that.')
     return None
 
 

@@ -33,6 +33,8 @@ def main(argv=None):
     links = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, links)  # TensorBoard's handler of SIGTERM runs only these.
     for name, folder in [('train', train_dir), ('eval', args.eval_dir or eval_dir)]:
+        if '://' in folder or os.path.isfile(folder):
+            parser.error(f'{folder} is not a local folder')
         if not os.path.isdir(folder):
             print(f'{folder} does not exist yet.')
         os.symlink(os.path.abspath(folder), os.path.join(links, name))
