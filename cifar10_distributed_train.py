@@ -88,9 +88,12 @@ def train(model=cifar10):
 
 
 def main(argv=None):
-    if tf_config.read().me is None:
+    machines = tf_config.read()
+    if machines.me is None:
         FLAGS.checkpoint_dir = FLAGS.train_dir
         return cifar10_eval.main()
+    if machines.me == machines.chief:
+        script.output_folder('train_dir')  # An error comes before a download.
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16, FLAGS.num_gpus))
     return train()

@@ -92,6 +92,9 @@ def main(argv=None):
         except (OSError, tf.errors.OpError) as error:
             raise script.UserError(f'--export_dir={export_dir}: {script.reason(error)}')
     print(f'Saved {folder}, the model {checkpoint}.')
+    numbers = [int(name) for name in os.listdir(export_dir) if name.isdecimal()]
+    if max(numbers) > checkpoints.step_of(checkpoint):
+        print(f'A server loads {export_dir}/{max(numbers)} instead, the largest number there.')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,66 @@
+"""Files and folders that nobody expects where they are: pipes, URLs, pictures, other models."""
+
+import os
+
+import pytest
+
+from results import record
+from support import checkpoints, script
+from tests import clusters, reference
+from tools import open_tensorboard
+
+
+@pytest.mark.parametrize('suffix', ['.index', '.data-00000-of-00001', ''])
+def test_checkpoint_with_a_pipe_is_skipped(tmp_path, suffix, capsys):
+    values = reference.checkpoint_values(1, {}, reference.random_variables())
+    for step in 1, 2:
+        reference.write_checkpoint(tmp_path, step, values)
+    path = tmp_path / f'model.ckpt-2{suffix}'
+    if suffix:
+        path.unlink()
+    os.mkfifo(str(path))
+    assert checkpoints.newest(str(tmp_path)) == f'{tmp_path}/model.ckpt-1'
+    assert f'{path} is not a regular file' in capsys.readouterr().err
+
+
+def test_record_ignores_pipes_among_the_events(tmp_path):
+    os.mkfifo(str(tmp_path / 'events.out.tfevents.1.host'))
+    assert record.read_losses(str(tmp_path)) == {}
+
+
+def test_record_rejects_a_url(data_dir, tmp_path):
+    FLAGS = record.FLAGS  # noqa: N806
+    FLAGS.data_dir, FLAGS.record_dir, FLAGS.train_dir = data_dir, str(tmp_path), 'gs://bucket/run'
+    with pytest.raises(script.UserError, match='--train_dir=gs://bucket/run: only local'):
+        record.main()
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/run', 'a file'])
+def test_tensorboard_rejects_what_is_no_local_folder(tmp_path, name, capsys):
+    (tmp_path / 'a file').touch()
+    folder = name if '://' in name else str(tmp_path / name)
+    with pytest.raises(SystemExit):
+        open_tensorboard.main([f'--train_dir={folder}'])
+    assert f'{folder} is not a local folder' in capsys.readouterr().err
+
+
+def test_chief_checks_train_dir_before_it_waits(start, data_dir):
+    config = clusters.config_of({'chief': ['127.0.0.1:1'], 'worker': ['127.0.0.1:2']}, 'chief')
+    chief = start(
+        clusters.DISTRIBUTED,
+        f'--data_dir={data_dir}',
+        '--train_dir=/dev/null/run',
+        before=f'import os; os.environ["TF_CONFIG"] = {config!r}',
+    )
+    assert chief.wait() == 1
+    assert chief.stdout == '' and len(chief.errors) == 1 and '--train_dir=' in chief.stderr
+
+
+def test_export_below_another_model_says_which_one_is_served(start, seven_classes, tmp_path):
+    (tmp_path / '150000').mkdir()
+    export = start(
+        'cifar10_export.py', f'--checkpoint_dir={seven_classes.folder}', f'--export_dir={tmp_path}'
+    )
+    assert export.wait() == 0
+    assert export.lines[-1].startswith(f'A server loads {tmp_path}/150000 instead')
+    assert len(export.lines) == 2
