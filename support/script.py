@@ -102,9 +102,6 @@ def output_folder(flag):
       UserError: no file can be created there.
     """
     path = local_path(flag)
-    # TensorFlow saves to such a path but does not find its files again.
-    if re.search(r'[\[\\]|//$', path):
-        raise UserError(f'--{flag}={path}: TensorFlow cannot use a path with [ or \\ or a final //')
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -117,12 +114,16 @@ def output_folder(flag):
 
 
 def local_path(flag):
-    """Returns the value of a flag that names a local path. Rejects URLs."""
+    """Returns the value of a flag that names a local path. Rejects what TensorFlow cannot use."""
     path = getattr(FLAGS, flag)
     if not path:
         raise UserError(f'--{flag} is empty. Name a folder.')
     if re.match(r'\w+://', path):
         raise UserError(f'--{flag}={path}: only local folders are supported')
+    # TensorFlow takes the name of a checkpoint for a pattern, and does not find it there. It reads
+    # data files by their exact names.
+    if flag != 'data_dir' and re.search(r'[\[\\]|//$', path):
+        raise UserError(f'--{flag}={path}: TensorFlow cannot use a path with [ or \\ or a final //')
     return path
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from results import record
 from support import checkpoints, script
-from tests import clusters, reference
+from tests import clusters, harness, reference
 from tools import open_tensorboard
 
 
@@ -64,3 +64,16 @@ def test_export_below_another_model_says_which_one_is_served(start, seven_classe
     assert export.wait() == 0
     assert export.lines[-1].startswith(f'A server loads {tmp_path}/150000 instead')
     assert len(export.lines) == 2
+
+
+def test_bracket_is_rejected_in_the_path_of_a_checkpoint(tmp_path):
+    record.FLAGS.checkpoint_dir = f'{tmp_path}/run[1]'
+    with pytest.raises(script.UserError, match=r'--checkpoint_dir=.*run\[1\]: TensorFlow cannot'):
+        checkpoints.newest_required('checkpoint_dir')
+
+
+def test_data_folder_may_have_a_bracket_in_its_name(start, data_dir, tmp_path):
+    (tmp_path / 'data[1]').symlink_to(data_dir)
+    flags = [f'--data_dir={tmp_path}/data[1]', f'--train_dir={tmp_path}/run', '--batch_size=8']
+    trainer = start(harness.TRAIN, *flags, '--max_steps=1')
+    assert trainer.wait() == 0, trainer.stderr
