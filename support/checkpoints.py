@@ -104,6 +104,7 @@ def as_they_come(flag, interval_secs):
       script.UserError: there are checkpoints, but the state file names none of them.
     """
     folder = script.local_path(flag)
+    expect_regular(os.path.join(folder, 'checkpoint'), _finished_file(folder))
     state = tf.train.get_checkpoint_state(folder)
     if paths(folder) and not (state and tf.train.checkpoint_exists(state.model_checkpoint_path)):
         raise script.UserError(
@@ -141,7 +142,16 @@ def reading(path):
         yield
     except (tf.errors.OpError, ValueError, IndexError) as error:  # IndexError: truncated, in 2.x.
         reason = getattr(error, 'message', None) or str(error)
+        # saver.restore() starts with a guess of its own, and then quotes the error.
+        reason = reason.split('Original error:')[-1]
         raise script.UserError(f'{path}: ' + reason.strip().split('\n')[0])
+
+
+def expect_regular(*files):
+    """Rejects pipes, for whose writer TensorFlow would wait, and devices, which may never end."""
+    for file in files:
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise script.UserError(f'{file} is not a regular file')
 
 
 def check(path, variables=None):
@@ -154,10 +164,7 @@ def check(path, variables=None):
       script.UserError: it is damaged, holds a number that is not finite, or does not fit the
         variables.
     """
-    for file in [path, *glob.glob(glob.escape(path) + '.*')]:
-        # TensorFlow would wait for somebody who writes to a pipe, or read a device without end.
-        if os.path.exists(file) and not os.path.isfile(file):
-            raise script.UserError(f'{path}: {file} is not a regular file')
+    expect_regular(path, *glob.glob(glob.escape(path) + '.*'))
     with reading(path):
         reader = tf.train.load_checkpoint(path)
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

@@ -6,6 +6,7 @@ import pytest
 
 from results import record
 from support import checkpoints, script
+from support.compat import tf
 from tests import clusters, harness, reference
 from tools import open_tensorboard
 
@@ -77,3 +78,19 @@ def test_data_folder_may_have_a_bracket_in_its_name(start, data_dir, tmp_path):
     flags = [f'--data_dir={tmp_path}/data[1]', f'--train_dir={tmp_path}/run', '--batch_size=8']
     trainer = start(harness.TRAIN, *flags, '--max_steps=1')
     assert trainer.wait() == 0, trainer.stderr
+
+
+def test_error_of_restoring_is_quoted_without_tensorflows_guess():
+    message = (
+        'This is most likely due to a Variable name. Original error:\n\nrun/x.index: gone\n\tat'
+    )
+    with pytest.raises(script.UserError, match=r'^run/x: run/x\.index: gone$'):
+        with checkpoints.reading('run/x'):
+            raise tf.errors.NotFoundError(None, None, message)
+
+
+@pytest.mark.parametrize('name', ['checkpoint', 'finished'])
+def test_evaluator_does_not_wait_for_a_pipe(tmp_path, name):
+    os.mkfifo(str(tmp_path / name))
+    with pytest.raises(script.UserError, match=f'{tmp_path}/{name} is not a regular file'):
+        next(checkpoints.as_they_come(str(tmp_path), 1))
