@@ -16,7 +16,7 @@ The largest central square of each picture is scaled to 32x32. The examples are 
 the same order. Unreadable pictures are named and skipped.
 """
 
-import support  # noqa: F401 -- First, for the sake of Ctrl-C.
+import support  # noqa: F401 -- First, because it handles Ctrl-C during imports.
 
 import contextlib
 import itertools
@@ -91,11 +91,11 @@ def visible(folder):
 
 
 def folders_in(folder):
-    """The folders in a folder, by name. Prints what else is there, but rejects pictures."""
+    """The folders in a folder, by name. Prints what else is there; pictures there are an error."""
     paths = visible(folder)
     files = [path for path in paths if not path.is_dir()]
     for path in files:
-        if path.suffix.lower() in pictures.SUFFIXES:
+        if path.suffix.lower() in pictures.SUFFIXES and len(files) < len(paths):
             raise script.UserError(f'{path} is not in the folder of a class. {LAYOUT}')
     if files:
         others = f' and {len(files) - 1} others there' if len(files) > 1 else ''

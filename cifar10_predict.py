@@ -11,7 +11,7 @@ Prints a line for each picture, with its most probable classes. Unreadable pictu
 standard error, and the exit status is 1.
 """
 
-import support  # noqa: F401 -- First, for the sake of Ctrl-C.
+import support  # noqa: F401 -- First, because it handles Ctrl-C during imports.
 
 import json
 import os

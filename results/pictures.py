@@ -10,7 +10,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import support  # noqa: F401 -- First, for the sake of Ctrl-C.
+import support  # noqa: F401 -- First, because it handles Ctrl-C during imports.
 
 import numpy as np
 
