@@ -47,6 +47,14 @@ def folder_of(place):
     return os.path.dirname(place) if is_single(place) else place
 
 
+def evaluation_folder_of(place):
+    """The default folder for evaluations of a folder of checkpoints or of one of them: RUN_eval."""
+    folder = folder_of(place).rstrip('/')
+    if os.path.basename(folder) in ('', '.', '..'):
+        folder = os.path.abspath(folder_of(place))
+    return folder + '_eval'
+
+
 def output_folder_beside(flag, checkpoint_flag):
     """Returns the folder that `flag` names, made ready as in script.output_folder().
 
@@ -54,10 +62,20 @@ def output_folder_beside(flag, checkpoint_flag):
     is RUN_eval: two models in one folder would be one curve in TensorBoard.
     """
     flags = script.FLAGS
+    place = script.local_path(checkpoint_flag)
+    _expect_folder(place)
     if flags[flag].using_default_value and not flags[checkpoint_flag].using_default_value:
-        place = getattr(flags, checkpoint_flag)
-        flags[flag].value = folder_of(place).rstrip('/') + '_eval'
+        flags[flag].value = evaluation_folder_of(place)
     return script.output_folder(flag)
+
+
+def _expect_folder(place):
+    """Rejects a file, such as RUN/model.ckpt-1000.index, which a shell may have completed."""
+    if os.path.isfile(place) and not is_single(place):
+        raise script.UserError(
+            f'{place} is a file. Name the folder, or a checkpoint without the ending: '
+            'RUN/model.ckpt-1000'
+        )
 
 
 def newest(place):
@@ -89,6 +107,7 @@ def newest(place):
 def newest_required(flag):
     """As newest(), of the folder or checkpoint that a flag names, which has to exist."""
     place = script.local_path(flag)
+    _expect_folder(place)
     path = newest(place)
     if path is None:
         raise script.UserError(f'--{flag}={place}: there is no checkpoint')

@@ -93,4 +93,30 @@ def test_error_of_restoring_is_quoted_without_tensorflows_guess():
 def test_evaluator_does_not_wait_for_a_pipe(tmp_path, name):
     os.mkfifo(str(tmp_path / name))
     with pytest.raises(script.UserError, match=f'{tmp_path}/{name} is not a regular file'):
-        next(checkpoints.as_they_come(str(tmp_path), 1))
+        record.FLAGS.checkpoint_dir = str(tmp_path)
+        next(checkpoints.as_they_come('checkpoint_dir', 1))
+
+
+def test_file_of_a_checkpoint_is_not_mistaken_for_a_folder(tmp_path):
+    path = tmp_path / 'model.ckpt-1.index'
+    path.touch()
+    record.FLAGS.checkpoint_dir = str(path)
+    with pytest.raises(script.UserError, match=f'{path} is a file. Name the folder'):
+        checkpoints.newest_required('checkpoint_dir')
+    with pytest.raises(script.UserError, match=f'{path} is a file. Name the folder'):
+        checkpoints.output_folder_beside('eval_dir', 'checkpoint_dir')
+    assert os.listdir(str(tmp_path)) == [path.name]
+
+
+def test_default_eval_dir_is_next_to_any_folder(tmp_path, monkeypatch):
+    (tmp_path / 'run').mkdir()
+    monkeypatch.chdir(tmp_path / 'run')
+    for place in '.', './', '../run', f'{tmp_path}/run/', 'model.ckpt-1':
+        folder = checkpoints.evaluation_folder_of(place)
+        assert os.path.abspath(folder) == f'{tmp_path}/run_eval', place
+
+
+def test_url_is_rejected_as_checkpoint_dir_and_not_as_eval_dir():
+    record.FLAGS['checkpoint_dir'].parse('gs://bucket/run')
+    with pytest.raises(script.UserError, match='--checkpoint_dir=gs://bucket/run: only local'):
+        checkpoints.output_folder_beside('eval_dir', 'checkpoint_dir')

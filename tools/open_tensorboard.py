@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 
-import support.compat  # noqa: F401 -- Keeps TensorFlow's import quiet.
+from support import checkpoints
 
 from tensorboard import default
 from tensorboard import program
@@ -29,7 +29,9 @@ def main(argv=None):
     parser.add_argument('arguments', nargs='*', metavar='ARGUMENT', help='for TensorBoard')
     args = parser.parse_args(argv)
     train_dir = args.train_dir or '/tmp/cifar10_train'
-    eval_dir = args.train_dir.rstrip('/') + '_eval' if args.train_dir else '/tmp/cifar10_eval'
+    eval_dir = '/tmp/cifar10_eval'
+    if args.train_dir:
+        eval_dir = checkpoints.evaluation_folder_of(args.train_dir)
     links = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, links)  # TensorBoard's handler of SIGTERM runs only these.
     for name, folder in [('train', train_dir), ('eval', args.eval_dir or eval_dir)]:
