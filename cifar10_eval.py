@@ -13,8 +13,6 @@ step, the trainer writes a file `finished`; when that step is evaluated, the eva
 from datetime import datetime
 import os
 
-import numpy as np
-
 import cifar10
 import cifar10_input
 from support import checkpoints, dataset, devices, events, flags, script
@@ -84,20 +82,22 @@ def count_correct(session, is_correct, num_examples, summary_op):
     """
     coordinator = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(session, coordinator)
-    results, summary = np.empty(0, bool), None
+    results, summary = [], None
     try:
-        while results.size < num_examples:
-            if summary is None:
-                batch, summary = session.run([is_correct, summary_op])
-            else:
-                batch = session.run(is_correct)
-            results = np.append(results, batch)[:num_examples]
+        with script.progress(lambda: f'{len(results)} of {num_examples} images'):
+            while len(results) < num_examples:
+                if summary is None:
+                    batch, summary = session.run([is_correct, summary_op])
+                else:
+                    batch = session.run(is_correct)
+                results.extend(batch)
     except tf.errors.OutOfRangeError:
         pass  # All images were read, or a thread failed: then join() raises its error.
     finally:
         coordinator.request_stop()
         coordinator.join(threads, stop_grace_period_secs=10)
-    return np.count_nonzero(results), results.size, summary
+    results = results[:num_examples]
+    return sum(results), len(results), summary
 
 
 def num_examples():

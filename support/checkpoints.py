@@ -64,7 +64,7 @@ def output_folder_beside(flag, checkpoint_flag):
     flags = script.FLAGS
     place = script.local_path(checkpoint_flag)
     _expect_folder(place)
-    if flags[flag].using_default_value and not flags[checkpoint_flag].using_default_value:
+    if flags[flag].using_default_value and place != flags[checkpoint_flag].default:
         flags[flag].value = evaluation_folder_of(place)
     return script.output_folder(flag)
 

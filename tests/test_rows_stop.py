@@ -26,7 +26,7 @@ def python(*arguments, path=harness.FOLDER):
 
 @pytest.mark.parametrize(
     'name',
-    ['train', 'multi_gpu_train', 'distributed_train', 'predict', 'export', 'convert'],
+    ['train', 'multi_gpu_train', 'distributed_train', 'eval', 'predict', 'export', 'convert'],
 )
 def test_ctrl_c_during_imports_ends_a_script_silently(tmp_path, name):
     (tmp_path / 'numpy.py').write_text(CTRL_C)
