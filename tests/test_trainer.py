@@ -227,34 +227,21 @@ def test_damaged_and_infinite_checkpoints_are_skipped_by_name(train, tmp_path):
     assert all(after[name] == before[name] for name in before if re.search(r'ckpt-[58]', name))
 
 
-def write_v1_checkpoint(path):
-    with tf.Graph().as_default(), tf.Session() as session:
-        variable = tf.get_variable('global_step', initializer=np.int64(7))
-        session.run(variable.initializer)
-        tf.train.Saver(write_version=tf.train.SaverDef.V1).save(session, path)
-
-
 @pytest.mark.parametrize(
     'fault, named',
     [
         ('damaged', ['/model.ckpt-7']),
-        ('V1 format', ['/model.ckpt-7', 'V1']),
         ('other shape', ['/model.ckpt-7', 'softmax_linear/biases', '[9]', '[10]']),
         ('other classes', ['mug', 'airplane']),
     ],
 )
 def test_unusable_checkpoint_is_an_error_that_names_it(train, tmp_path, capsys, fault, named):
-    if fault == 'V1 format':
-        write_v1_checkpoint(str(tmp_path / 'model.ckpt-7'))
-    else:
-        size = 9 if fault == 'other shape' else 10
-        path = write_checkpoint(
-            tmp_path, 7, **{'softmax_linear/biases': np.zeros(size, np.float32)}
-        )
-        if fault == 'damaged':
-            harness.change_bytes(path + '.data-00000-of-00001')
-        elif fault == 'other classes':
-            dataset.write_class_names(str(tmp_path), ['mug'] + dataset.CLASS_NAMES[1:])
+    biases = np.zeros(9 if fault == 'other shape' else 10, np.float32)
+    path = write_checkpoint(tmp_path, 7, **{'softmax_linear/biases': biases})
+    if fault == 'damaged':
+        harness.change_bytes(path + '.data-00000-of-00001')
+    elif fault == 'other classes':
+        dataset.write_class_names(str(tmp_path), ['mug'] + dataset.CLASS_NAMES[1:])
     before = harness.contents(tmp_path)
     with pytest.raises(script.UserError, match=str(tmp_path)) as error:
         train(max_steps=9)
