@@ -11,10 +11,9 @@ Images are [batch, 24, 24, 3] float32, labels [batch] integers, logits [batch, 1
 """
 
 import os
-import re
 
 import cifar10_input
-from support import checkpoints, dataset, devices, flags
+from support import dataset, devices, flags, summaries
 from support.compat import tf
 
 FLAGS = flags.FLAGS
@@ -23,7 +22,7 @@ flags.DEFINE_string('data_dir', '/tmp/cifar10_data', 'Folder of the data set.')
 flags.DEFINE_bool('use_fp16', False, 'Compute in 16 bits where that is faster.')
 flags.adopt_module_key_flags(dataset)
 
-# A program may assign other values to these.
+# Names of the classic module. Programs assign other values to those that are used below.
 DATA_URL = dataset.DATA_URL
 IMAGE_SIZE = cifar10_input.IMAGE_SIZE
 NUM_CLASSES = cifar10_input.NUM_CLASSES
@@ -35,8 +34,8 @@ NUM_EPOCHS_PER_DECAY = 350.0  # Epochs after which the learning rate drops ...
 LEARNING_RATE_DECAY_FACTOR = 0.1  # ... by this factor.
 INITIAL_LEARNING_RATE = 0.1
 
-# With several towers, tower i builds its ops in the name scope 'tower_i'.
-TOWER_NAME = 'tower'
+TOWER_NAME = summaries.TOWER_NAME
+_add_loss_summaries = summaries.losses
 
 
 # --- Inputs --------------------------------------------------------------------
@@ -71,7 +70,7 @@ def distorted_inputs():
 
 def inputs(eval_data, num_epochs=None, num_views=1):
     """cifar10_input.inputs() with the flags' values, shown in TensorBoard."""
-    batch_size = max(1, FLAGS.batch_size // num_views)  # For the network, views are images.
+    batch_size = max(1, FLAGS.batch_size // num_views)  # The network sees each view of an image.
     images, labels = cifar10_input.inputs(
         eval_data, data_folder(), batch_size, num_epochs, num_views
     )
@@ -82,8 +81,18 @@ def inputs(eval_data, num_epochs=None, num_views=1):
 # --- Layers --------------------------------------------------------------------
 
 
+def _activation_summary(x):
+    """Shows the distribution of a layer's outputs, and how many of them are 0, in TensorBoard."""
+    layer = summaries.layer_name(x)
+    summaries.histogram(layer + '/activations', x)
+    summaries.scalar(layer + '/sparsity', tf.nn.zero_fraction(x))
+
+
 def _variable_on_cpu(name, shape, initializer):
-    """Creates a float32 variable on the CPU, where all towers can share it, or returns it."""
+    """Creates a float32 variable, or returns the one of this name if the scope allows reuse.
+
+    It is on the CPU, where all towers can share it. A GPU copies its value in each step.
+    """
     with tf.device('/cpu:0'):
         return tf.get_variable(name, shape, tf.float32, initializer)
 
@@ -92,7 +101,7 @@ def _variable_with_weight_decay(name, shape, stddev, wd):
     """Creates a variable with initial values from a truncated normal distribution.
 
     Args:
-      stddev: its standard deviation; values beyond two of them are drawn again.
+      stddev: its standard deviation; values farther than 2 * stddev from 0 are drawn again.
       wd: None, or the factor of the weight decay: wd * sum(variable ** 2) / 2 is added to the
         collection 'losses', a named list stored in the graph that loss() reads.
     """
@@ -127,17 +136,17 @@ def local_response_normalization(name, images, *, radius=4, bias=1.0, alpha=0.00
     """Divides each value by (bias + alpha * sum of squares) ** 0.75.
 
     The sum is over the same pixel in the value's own channel and in up to `radius` channels on
-    either side. Where one channel responds strongly, its neighbours are damped: the channels
+    either side. Where one channel responds strongly, its neighbors are damped: the channels
     compete, as neurons in the visual cortex do (section 3.3 of Krizhevsky et al., "ImageNet
     Classification with Deep Convolutional Neural Networks", 2012).
 
     Equals tf.nn.local_response_normalization(images, radius, bias, alpha, 0.75), which is slower
-    on CPUs. Here the sum over neighbours is a product with a band matrix of ones. Images are
+    on CPUs. Here the sum over neighbors is a product with a band matrix of ones. Images are
     [n, height, width, channels] float32, and so is the result.
     """
     channels = images.shape.as_list()[-1]
     with tf.name_scope(name + '_scale'):
-        # Scaled before it is squared: the square of a value above 255 is infinite in float16.
+        # Scale first: in float16, the square of a value above 255 is infinite.
         squares = tf.square(alpha**0.5 * tf.reshape(images, [-1, channels]))
         band = tf.matrix_band_part(tf.ones([channels, channels]), radius, radius)
         sums = tf.nn.bias_add(tf.matmul(squares, band), tf.fill([channels], bias))
@@ -200,14 +209,13 @@ def loss(logits, labels):
       labels: [n] integers of any type.
 
     Returns:
-      Scalar: the sum of the collection 'losses', or in a tower of that tower's terms.
+      Scalar: the sum of the collection 'losses'. In the name scope of a tower, 'tower_0' or
+        'tower_1' ..., only of that tower's terms.
     """
     labels = tf.cast(labels, tf.int64)
     cross_entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     tf.add_to_collection('losses', tf.reduce_mean(cross_entropies, name='cross_entropy'))
-    name_scope = tf.get_default_graph().get_name_scope() or ''
-    tower = re.match(f'(.*/)?{TOWER_NAME}_[0-9]+/', name_scope + '/')
-    terms = tf.get_collection('losses', scope=tower and tower.group())
+    terms = tf.get_collection('losses', scope=summaries.tower_scope())
     return tf.add_n(terms, name='total_loss')
 
 
@@ -242,22 +250,23 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
       global_step: the variable that counts the steps.
 
     Returns:
-      The op that does a whole step.
+      The training op: to run it once is one training step.
     """
     update_variables = optimizer.apply_gradients(gradients, global_step)
-    # With the step, the decay is min(0.9999, (1 + step) / (10 + step)): quick at the start.
+    # Because of global_step the decay is min(0.9999, (1 + step) / (10 + step)), where step is the
+    # number of updates so far, this one included. So the first averages follow quickly.
     average = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY, global_step)
     with tf.control_dependencies([update_variables]), tf.device('/cpu:0'):
         update_averages = average.apply(tf.trainable_variables())
     for gradient, variable in gradients:
-        _histogram(variable.op.name + '/values', variable)
+        summaries.histogram(variable.op.name + '/values', variable)
         if gradient is not None:
-            _histogram(variable.op.name + '/gradients', gradient)
-    return tf.group(update_averages, _loss_summaries(total_loss), name='train')
+            summaries.histogram(variable.op.name + '/gradients', gradient)
+    return tf.group(update_averages, _add_loss_summaries(total_loss), name='train')
 
 
 def train(total_loss, global_step):
-    """Returns the op that does a step of training on one device.
+    """Returns the training op for one device.
 
     Args:
       total_loss: from loss().
@@ -266,53 +275,3 @@ def train(total_loss, global_step):
     descent = optimizer(global_step, FLAGS.batch_size)
     gradients = descent.compute_gradients(total_loss)
     return apply_gradients(descent, gradients, total_loss, global_step)
-
-
-# --- Summaries -----------------------------------------------------------------
-#
-# TensorBoard shows them. tf.name_scope(None) keeps the scope of the caller out of their names.
-
-
-def _without_tower(name):
-    return re.sub(f'(^|/){TOWER_NAME}_[0-9]+/', r'\1', name)
-
-
-def _histogram(tag, values):
-    """As tf.summary.histogram, but values that are not finite count as 0 instead of raising.
-
-    In float16, gradients may overflow; the optimizer then skips the step.
-    """
-    values = tf.convert_to_tensor(values)
-    finite = tf.where(tf.is_finite(values), values, tf.zeros_like(values))
-    with tf.name_scope(None):
-        tf.summary.histogram(tag, finite)
-
-
-def _activation_summary(x):
-    """Shows the distribution of a layer's outputs, and how many of them are 0."""
-    name = re.sub(r'([^/]+)/\1$', r'\1', _without_tower(x.op.name))  # conv1/conv1 -> conv1
-    _histogram(name + '/activations', x)
-    sparsity = tf.nn.zero_fraction(x)
-    with tf.name_scope(None):
-        tf.summary.scalar(name + '/sparsity', sparsity)
-
-
-def _loss_summaries(total_loss):
-    """Shows the total loss and its terms, means over the towers, raw and as moving averages.
-
-    Returns the op that updates the averages.
-    """
-    by_name = {}
-    for term in tf.get_collection('losses'):
-        by_name.setdefault(_without_tower(term.op.name), []).append(term)
-    average = tf.train.ExponentialMovingAverage(0.9, zero_debias=True, name='average')
-    with tf.name_scope('losses'), tf.device('/cpu:0'):
-        losses = {name: tf.add_n(terms) / len(terms) for name, terms in by_name.items()}
-        losses['total_loss'] = tf.identity(total_loss)
-        with tf.variable_creator_scope(checkpoints.not_saved):
-            update = average.apply(list(losses.values()))
-    for name, value in losses.items():
-        with tf.name_scope(None), tf.control_dependencies([update]):
-            tf.summary.scalar(f'losses/{name}_raw', value)
-            tf.summary.scalar('losses/' + name, average.average(value))
-    return update

@@ -6,8 +6,8 @@
 
 Precision @ 1, the accuracy, is the fraction of images whose most probable class is the label. Every
 image counts exactly once. The variables are replaced by their moving averages. With --views=10 the
-probabilities are averages over ten views of an image, which gives a higher accuracy. The evaluator
-ends when the training run has finished and its last checkpoint is evaluated.
+probabilities are averages over ten views of an image, which gives a higher accuracy. At its last
+step, the trainer writes a file `finished`; when that step is evaluated, the evaluator ends.
 """
 
 from datetime import datetime
@@ -21,10 +21,11 @@ from support import checkpoints, dataset, devices, events, flags, script
 from support.compat import tf
 
 FLAGS = flags.FLAGS
-DEFAULT_EVAL_DIR = '/tmp/cifar10_eval'
-flags.DEFINE_string('eval_dir', DEFAULT_EVAL_DIR, 'Folder of TensorBoard events.')
+flags.DEFINE_string('eval_dir', '/tmp/cifar10_eval', 'Folder of TensorBoard events.')
 flags.DEFINE_enum('eval_data', 'test', ['test', 'train_eval'], 'Test set or training set.')
-flags.DEFINE_string('checkpoint_dir', '/tmp/cifar10_train', 'Folder of the checkpoints, or one.')
+flags.DEFINE_string(
+    'checkpoint_dir', '/tmp/cifar10_train', 'Folder of checkpoints, or one checkpoint.'
+)
 flags.DEFINE_integer('eval_interval_secs', 300, 'Seconds between evaluations.', lower_bound=1)
 flags.DEFINE_integer('num_examples', 10000, 'Images to evaluate, at most.', lower_bound=1)
 flags.DEFINE_bool('run_once', False, 'Evaluate once and end.')
@@ -63,7 +64,8 @@ def correct_predictions(model):
 def model_variables():
     """Dict of name in the checkpoint -> tf.Variable, for the variables of the model."""
     if FLAGS.use_moving_averages:
-        # Only used to map checkpoint names to variables.
+        # Averages nothing. It maps names in the checkpoint, conv1/weights/ExponentialMovingAverage
+        # for example, to variables, here conv1/weights.
         average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
         return average.variables_to_restore(tf.trainable_variables())
     return {variable.op.name: variable for variable in tf.trainable_variables()}
@@ -91,7 +93,7 @@ def count_correct(session, is_correct, num_examples, summary_op):
                 batch = session.run(is_correct)
             results = np.append(results, batch)[:num_examples]
     except tf.errors.OutOfRangeError:
-        pass  # The pass is complete, or the input failed: then join() raises the reason.
+        pass  # All images were read, or a thread failed: then join() raises its error.
     finally:
         coordinator.request_stop()
         coordinator.join(threads, stop_grace_period_secs=10)
@@ -102,41 +104,33 @@ def num_examples():
     """How many images to evaluate: all that there are, but at most --num_examples."""
     try:
         available = cifar10_input.num_examples(FLAGS.eval_data == 'test', cifar10.data_folder())
-    except FileNotFoundError:  # The model has an input of its own.
+    except FileNotFoundError:  # The model does not read --data_dir.
         return FLAGS.num_examples
     return min(available, FLAGS.num_examples)
 
 
 def label():
-    """What distinguishes this accuracy from the tutorial's, such as ' (10 views)'."""
+    """The settings that are not the tutorial's, such as ' (10 views)'."""
     details = [f'{FLAGS.views} views'] if FLAGS.views != '1' else []
     details += ['training set'] if FLAGS.eval_data != 'test' else []
     details += ['no averages'] if not FLAGS.use_moving_averages else []
     return f' ({", ".join(details)})' if details else ''
 
 
-def output_folder():
-    """--eval_dir. By default, another --checkpoint_dir than the tutorial's gets its own folder."""
-    if FLAGS['eval_dir'].using_default_value and not FLAGS['checkpoint_dir'].using_default_value:
-        FLAGS['eval_dir'].value = checkpoints.folder_of(FLAGS.checkpoint_dir).rstrip('/') + '_eval'
-    return script.output_folder('eval_dir')
-
-
 def evaluate(model=cifar10):
     """Prints the precision @ 1 of checkpoints of a model, and writes it for TensorBoard."""
-    eval_dir = output_folder()
+    eval_dir = checkpoints.output_folder_beside('eval_dir', 'checkpoint_dir')
     once = FLAGS.run_once or checkpoints.is_single(FLAGS.checkpoint_dir)
     if once:
         paths = [checkpoints.newest_required('checkpoint_dir')]
     else:
-        place = script.local_path('checkpoint_dir')
-        paths = checkpoints.as_they_come(place, FLAGS.eval_interval_secs)
+        paths = checkpoints.as_they_come('checkpoint_dir', FLAGS.eval_interval_secs)
     with tf.Graph().as_default() as graph:
         is_correct = correct_predictions(model)
         variables = model_variables()
         saver = tf.train.Saver(variables)
         summary_op = tf.summary.merge(
-            tf.get_collection(tf.GraphKeys.SUMMARIES, '(?!input/)')  # Without the queues' levels.
+            tf.get_collection(tf.GraphKeys.SUMMARIES, '(?!input/)')  # Not how full the queues are.
         )
         start_input = tf.local_variables_initializer()
         writer = events.Writer(eval_dir, graph)
@@ -171,7 +165,8 @@ def evaluate(model=cifar10):
 
 
 def main(argv=None):
-    output_folder()  # An error comes before a download.
+    # Fail before the download, which takes minutes.
+    checkpoints.output_folder_beside('eval_dir', 'checkpoint_dir')
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16))
     evaluate()

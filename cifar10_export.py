@@ -46,9 +46,7 @@ def build(class_names):
     size = cifar10_input.RECORD_SIZE
     # One network serves both signatures: a value that is fed replaces the decoded images.
     images = tf.placeholder_with_default(decode(image_bytes), [None, size, size, 3], name='images')
-    # TensorFlow 1.15 cannot load the resource variables that 2.x saves.
-    with tf.variable_scope(tf.get_variable_scope(), use_resource=False):
-        probabilities = cifar10_predict.class_probabilities(images, len(class_names))
+    probabilities = cifar10_predict.class_probabilities(images, len(class_names))
     scores, ranked = tf.nn.top_k(probabilities, len(class_names))
     outputs = {'classes': tf.gather(tf.constant(class_names), ranked), 'scores': scores}
 

@@ -1,15 +1,16 @@
 """The input pipeline: CIFAR-10 records on disk -> batches of images and labels.
 
-    string_input_producer          a queue of file names, in random order for training
+    string_input_producer          a queue of file names, in random order for training; one thread
       -> FixedLengthRecordReader   up to 256 records per read  |
-      -> decode                    labels and images           |  one queue runner,
-      -> distort                   crop, flip, contrast ...     |  16 threads
+      -> decode                    labels and images           |  16 threads
+      -> distort                   crop, flip, contrast ...    |
       -> RandomShuffleQueue        20,000 images or more       |
       -> dequeue_many              a batch, as part of the training step
 
 `distorted_inputs` builds this pipeline for training, `inputs` a plain one for evaluation. These
-functions compute nothing: each call adds operations (ops) to a graph. A session runs the ops
-later. It also starts the queue runners, whose threads run the ops that fill a queue, over and over.
+functions compute nothing: each call adds operations (ops) to a graph, which a session runs later.
+Each queue has a queue runner: threads that run the ops that fill the queue, over and over. The
+trainer's session starts them; the evaluator starts them itself.
 
 Every stage works on many images at once, because for one small image most of the time is the
 overhead of launching the op.
@@ -19,6 +20,7 @@ rows of 32 bytes each (https://www.cs.toronto.edu/~kriz/cifar.html).
 """
 
 import os
+import types
 
 from support import dataset
 from support.compat import tf
@@ -60,10 +62,6 @@ def num_examples_per_epoch(data_dir, constant):
         return constant
 
 
-class CIFAR10Record:
-    """What read_cifar10() returns; its attributes can be assigned."""
-
-
 def read_cifar10(filename_queue, num_records=None):
     """Reads one record, or up to `num_records` of them, from the files in a queue.
 
@@ -76,21 +74,18 @@ def read_cifar10(filename_queue, num_records=None):
         label: int32, the number of the class. Shape [1], or [n, 1].
         uint8image: uint8. Shape [32, 32, 3], or [n, 32, 32, 3].
     """
-    result = CIFAR10Record()
-    result.height, result.width, result.depth = RECORD_SIZE, RECORD_SIZE, RECORD_DEPTH
+    result = types.SimpleNamespace(height=RECORD_SIZE, width=RECORD_SIZE, depth=RECORD_DEPTH)
     reader = tf.FixedLengthRecordReader(record_bytes=RECORD_BYTES)
     if num_records is None:
         result.key, value = reader.read(filename_queue)
-        leading = []
     else:
         result.key, value = reader.read_up_to(filename_queue, num_records)
-        leading = [-1]
-    record = tf.reshape(tf.decode_raw(value, tf.uint8), leading + [RECORD_BYTES])
-    result.label = tf.cast(record[..., :LABEL_BYTES], tf.int32)
-    planes = tf.reshape(
-        record[..., LABEL_BYTES:], leading + [RECORD_DEPTH, RECORD_SIZE, RECORD_SIZE]
-    )
-    result.uint8image = tf.transpose(planes, [1, 2, 0] if num_records is None else [0, 2, 3, 1])
+    records = tf.reshape(tf.decode_raw(value, tf.uint8), [-1, RECORD_BYTES])
+    labels = tf.cast(records[:, :LABEL_BYTES], tf.int32)
+    planes = tf.reshape(records[:, LABEL_BYTES:], [-1, RECORD_DEPTH, RECORD_SIZE, RECORD_SIZE])
+    images = tf.transpose(planes, [0, 2, 3, 1])
+    is_single = num_records is None
+    result.label, result.uint8image = (labels[0], images[0]) if is_single else (labels, images)
     return result
 
 
@@ -104,13 +99,13 @@ def random_crop_and_flip(images):
     """[n, 32, 32, 3] -> [n, 24, 24, 3]: a random crop of each image, half of them mirrored."""
     n = tf.shape(images)[0]
 
-    def random_window():  # [n, 24], the numbers of adjacent rows or columns.
+    def random_window():  # [n, 24]: the indices of adjacent rows or columns of each image.
         first = tf.random_uniform([n, 1], maxval=RECORD_SIZE - IMAGE_SIZE + 1, dtype=tf.int32)
         return first + tf.range(IMAGE_SIZE)
 
     rows, columns = random_window(), random_window()
     is_mirrored = tf.random_uniform([n]) < 0.5
-    columns = tf.where(is_mirrored, columns[:, ::-1], columns)
+    columns = tf.where(is_mirrored, columns[:, ::-1], columns)  # Reversed, they mirror the image.
     images = tf.gather(images, rows, axis=1, batch_dims=1)
     return tf.gather(images, columns, axis=2, batch_dims=1)
 
@@ -118,7 +113,7 @@ def random_crop_and_flip(images):
 def random_brightness(images):
     """Adds a random number from [-63, 63) to each image of [n, height, width, 3].
 
-    standardize() subtracts the mean and so cancels this exactly. The tutorial has it nevertheless.
+    standardize() subtracts the mean, so this has no effect. It is here because the tutorial has it.
     """
     delta = tf.random_uniform(
         [tf.shape(images)[0], 1, 1, 1], -MAX_BRIGHTNESS_DELTA, MAX_BRIGHTNESS_DELTA
@@ -127,9 +122,9 @@ def random_brightness(images):
 
 
 def random_contrast(images):
-    """Scales the distance of [n, height, width, 3] images from their channels' means.
+    """Multiplies the difference between each pixel and its channel's mean by a random factor.
 
-    The random factor of each image is from [0.2, 1.8).
+    Images are [n, height, width, 3]. Each has a factor of its own, from [0.2, 1.8).
     """
     factor = tf.random_uniform([tf.shape(images)[0], 1, 1, 1], *CONTRAST_RANGE)
     mean = tf.reduce_mean(tf.reduce_mean(images, axis=1, keepdims=True), axis=2, keepdims=True)
@@ -138,8 +133,7 @@ def random_contrast(images):
     return (images - mean) * factor + mean
 
 
-# Gives each image of [..., height, width, 3] float32 mean 0 and standard deviation 1. An image of a
-# single colour becomes zeros.
+# Gives each image of [..., height, width, 3] float32 mean 0 and standard deviation 1.
 standardize = tf.image.per_image_standardization
 
 
@@ -174,7 +168,8 @@ def distorted_inputs(data_dir, batch_size, distort=distort, min_fraction_of_exam
     Args:
       data_dir: the folder that holds data_batch_1.bin ... data_batch_5.bin.
       batch_size: images per batch.
-      distort: function from [n, 32, 32, 3] uint8 to n float32 images for the network.
+      distort: function from [n, 32, 32, 3] uint8 to n float32 images for the network; by default
+        the one above.
       min_fraction_of_examples_in_queue: the queue keeps at least this part of an epoch, so that a
         batch mixes images from all files. The first batch waits until the queue is that full.
 
@@ -214,11 +209,12 @@ def inputs(eval_data, data_dir, batch_size, num_epochs=None, num_views=1, standa
       eval_data: True for the test set, False for the training set.
       data_dir: the folder that holds the .bin files.
       batch_size: images per batch.
-      num_epochs: None for endless batches of batch_size. 1 for one exact pass: every record once,
-        in an order that the threads decide, and the last batch may be smaller. The epochs are
-        counted in a local variable: run tf.local_variables_initializer().
+      num_epochs: None for endless batches. 1 for one pass: each record once, in no fixed order. Its
+        last batch may be smaller. TensorFlow counts the epochs in a local variable, so run
+        tf.local_variables_initializer() first.
       num_views: 1 or 10; see fixed_views().
-      standardize: function that prepares float32 crops, 0 to 255, for the network.
+      standardize: function that prepares float32 crops, 0 to 255, for the network; by default the
+        one above.
 
     Returns:
       images: [n, 24, 24, 3] float32, central crops; with ten views [n, 10, 24, 24, 3].
@@ -233,8 +229,9 @@ def inputs(eval_data, data_dir, batch_size, num_epochs=None, num_views=1, standa
             data_files(eval_data, data_dir), num_epochs=num_epochs, shuffle=False
         )
         record = read_cifar10(filename_queue, RECORDS_PER_READ)
-        images = fixed_views(record.uint8image, num_views)
-        images = standardize(tf.cast(images[:, 0] if num_views == 1 else images, tf.float32))
+        views = fixed_views(record.uint8image, num_views)
+        images = views[:, 0] if num_views == 1 else views
+        images = standardize(tf.cast(images, tf.float32))
         return tf.train.batch(
             [images, record.label[:, 0]],
             batch_size=batch_size,

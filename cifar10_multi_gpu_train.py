@@ -2,8 +2,8 @@
 
     python cifar10_multi_gpu_train.py --num_gpus=2
 
-Each GPU holds a tower, a replica of the model. In a step every tower computes the gradients for its
-own batch. The CPU, which holds the variables, averages them and updates the variables once:
+Each GPU holds a tower, a copy of the network. In a step every tower computes the gradients for its
+own batch. The variables are on the CPU, which averages the gradients and does one update:
 
     input -> batches -+-> tower_0 (GPU 0) -> gradients -+
                       +-> tower_1 (GPU 1) -> gradients -+-> average -> update (CPU)
@@ -36,9 +36,8 @@ def shared_batches(model):
         batches = tf.FIFOQueue(
             capacity, [images.dtype, labels.dtype], [images.shape, labels.shape], name='batches'
         )
-        tf.train.add_queue_runner(
-            tf.train.QueueRunner(batches, [batches.enqueue([images, labels])])
-        )
+        enqueue = batches.enqueue([images, labels])
+        tf.train.add_queue_runner(tf.train.QueueRunner(batches, [enqueue]))  # One op, one thread.
         tf.summary.scalar(
             f'input/batches/fraction_of_{capacity}_full',
             tf.cast(batches.size(), tf.float32) / capacity,
@@ -88,7 +87,7 @@ def build_towers(model, batches_and_devices):
                 tower_grads.append(optimizer.compute_gradients(losses[-1]))
             if i == 0:
                 num_summaries = len(summaries)
-    del summaries[num_summaries:]  # Those of the other towers show the same layers.
+    del summaries[num_summaries:]  # Keep those of tower 0. The others would show the same layers.
     with tf.device('/cpu:0'):
         loss = tf.add_n(losses) / len(losses)
     gradients = average_gradients(tower_grads)
@@ -105,16 +104,13 @@ def build(model):
 def train(model=cifar10):
     """As cifar10_train.train(), on --num_gpus GPUs.
 
-    Instead of train(), the model has optimizer() and apply_gradients(), the two halves of it.
+    Calls model.optimizer() and model.apply_gradients() instead of model.train().
     """
-    with cifar10_train.open_run() as run, tf.Graph().as_default():
-        if not run.is_finished:
-            cifar10_train.loop(run, *build(model))
-    return run.status
+    return cifar10_train.train(model, build)
 
 
 def main(argv=None):
-    script.output_folder('train_dir')  # An error comes before a download.
+    script.output_folder('train_dir')  # Fail before the download, which takes minutes.
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16, FLAGS.num_gpus))
     return train()

@@ -33,7 +33,10 @@ def open_run():
 
 
 def build(model):
-    """Builds the graph for one device. Returns the op that does a step, its loss, its images."""
+    """Builds the graph for one device.
+
+    Returns the training op, the loss, and the number of images in a step.
+    """
     with tf.device('/cpu:0'):
         global_step = tf.train.get_or_create_global_step()
     images, labels = model.distorted_inputs()
@@ -43,10 +46,15 @@ def build(model):
     return train_op, loss, FLAGS.batch_size
 
 
-def train(model=cifar10):
-    """Trains a model, a module or object with the functions of cifar10, up to --max_steps.
+def train(model=cifar10, build=build):
+    """Trains up to --max_steps.
 
-    Returns the exit status: 0, or 128 + the number of the signal that stopped the run.
+    Args:
+      model: a module or object with the functions of cifar10.
+      build: function of the model that builds the graph; by default the one above.
+
+    Returns:
+      The exit status: 0, or 128 + the number of the signal that stopped the run.
     """
     with open_run() as run, tf.Graph().as_default():
         if not run.is_finished:
@@ -64,12 +72,14 @@ def loop(run, train_op, loss, images_per_step, master=''):
       images_per_step: on all towers together.
       master: address of the tf.train.Server that runs the session; '' for this process.
     """
-    # Read after the update: a read at the same time could give the value before or after it.
+    # Without this, TensorFlow might read the step before the update.
     with tf.control_dependencies([train_op]):
         steps_done = tf.train.get_global_step().read_value()
     config = devices.session_config(FLAGS.use_fp16, FLAGS.log_device_placement)
     step = logged = run.step
     logged_at = time.monotonic()
+    # A tf.train.SingularMonitoredSession. It sets the variables and starts the queue runners. Its
+    # hooks save checkpoints and summaries, and end the loop.
     with run.session(
         loss, FLAGS.save_checkpoint_secs, FLAGS.max_to_keep, config, master
     ) as session:
@@ -88,7 +98,7 @@ def loop(run, train_op, loss, images_per_step, master=''):
 
 
 def main(argv=None):
-    script.output_folder('train_dir')  # An error comes before a download.
+    script.output_folder('train_dir')  # Fail before the download, which takes minutes.
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16))
     return train()

@@ -1,4 +1,4 @@
-"""Rounds A B A B ...: processes that measure in turn, so that all meet the same weather.
+"""Rounds A B A B ...: processes that measure in turn, so that a slow moment hits all.
 
 A worker gets ready, says so, and then measures one block whenever it is asked:
 
@@ -20,18 +20,18 @@ import time
 
 
 def serve(block, **facts):
-    """The worker's side: tells the facts, then calls block() for each request.
+    """The worker's side: reports the facts, then calls block() for each request.
 
     Args:
       block: function that measures once and returns a dict of numbers.
-      **facts: told once; `unavailable=REASON` means that there is nothing to measure.
+      **facts: reported once; `unavailable=REASON` means that there is nothing to measure.
     """
     print(json.dumps(facts), flush=True)
     if 'unavailable' in facts:
         return
     for _ in sys.stdin:
         print(json.dumps(block()), flush=True)
-    os._exit(0)  # The threads that fill the queues need no farewell.
+    os._exit(0)  # Without waiting for the threads that fill the queues.
 
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
       command: list of strings.
 
     Attributes:
-      facts: dict of what it told when it was ready.
+      facts: dict of what it reported when it was ready.
     """
 
     def __init__(self, command):
@@ -76,7 +76,7 @@ class Worker:
             if line.startswith('{'):  # The model's code prints lines of its own.
                 return json.loads(line)
         self._errors.seek(0)
-        sys.exit('%s\nfailed: %s' % (self._errors.read()[-4000:], ' '.join(self._command)))
+        sys.exit(f'{self._errors.read()[-4000:]}\nfailed: {" ".join(self._command)}')
 
 
 def measure(commands, rounds):
@@ -87,15 +87,15 @@ def measure(commands, rounds):
       rounds: number of blocks of each.
 
     Returns:
-      Dict of name -> dict of what was measured -> list of values: one for each
-      round, or a single one for a fact.
+      Dict of name -> dict of what was measured -> list of values: one for each round, or a single
+      one for a fact.
     """
     workers, samples = {}, {}
     try:
         for name, command in commands.items():
             worker = Worker(command)
             if 'unavailable' in worker.facts:
-                print('  %s is left out: %s' % (name, worker.facts['unavailable']), flush=True)
+                print(f'Without {name}: {worker.facts["unavailable"]}', file=sys.stderr)
                 worker.end()
                 continue
             workers[name] = worker

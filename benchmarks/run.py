@@ -1,206 +1,163 @@
-"""Measures all that is claimed about speed; `make bench` does it in some ten minutes.
+"""Measures what this project costs, and prints the table of docs/performance.md.
 
-    python benchmarks/run.py            every environment that is there: .venv/tf1, tf2, torch
+    make bench                          both generations and PyTorch, a quarter of an hour
     python benchmarks/run.py --quick    a minute or two, to see that everything works
 
-Processes that are compared run at the same time and measure in turn, see rounds.py.
-The samples go into benchmarks/results.json, and report.py makes the table
-and the picture of docs/performance.md from them. Needs an otherwise idle machine, and any
-Python 3.7 or newer.
+Measures in the environments that exist: .venv/tf1, .venv/tf2, .venv/torch. What is compared runs in
+turns; see rounds.py. Needs a machine that does nothing else.
 """
 
 import argparse
-import collections
-import json
 import os
 import platform
 import re
-import subprocess
 import sys
-import tempfile
 import time
 
+import numpy as np
 import rounds
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
+GENERATIONS = {'tf1': 'TensorFlow 1.15', 'tf2': 'TensorFlow 2.21'}
+OURS = 'this project'
 
-GET_DATA = (
-    'import cifar10; from support import script; script.run(cifar10.maybe_download_and_extract)'
-)
-RECORDS_PER_READ = [1, 16, 64, 256]
-THREADS = [1, 4, 16]
-BATCH_SIZES = [32, 64, 128, 256, 512]
+# (title, number, its format, {row: flags of tensorflow_worker.py, or of torch_worker.py})
+SECTIONS = [
+    (
+        'Training input alone, images/s',
+        'images_per_second',
+        '{:,.0f}',
+        {
+            OURS: ['--measure=input'],
+            'one image at a time, the classic way': ['--measure=input', '--classic_input'],
+        },
+    ),
+    (
+        'Training step of 128 images, ms',
+        'ms',
+        '{:.0f}',
+        {
+            OURS: ['--measure=step'],
+            'the classic input and normalization': [
+                '--measure=step',
+                '--classic_input',
+                '--builtin_lrn',
+            ],
+            'two towers of 64 images': ['--measure=step', '--num_gpus=2', '--batch_size=64'],
+            'PyTorch, without input': ['torch'],
+            'the arithmetic alone': ['--measure=arithmetic'],
+        },
+    ),
+    (
+        'The same in bfloat16 (`--use_fp16`), ms',
+        'ms',
+        '{:.0f}',
+        {
+            OURS: ['--measure=step', '--use_fp16'],
+            'two towers of 64 images': [
+                '--measure=step',
+                '--use_fp16',
+                '--num_gpus=2',
+                '--batch_size=64',
+            ],
+            'PyTorch, without input': ['torch', '--bfloat16'],
+            'the arithmetic alone': ['--measure=arithmetic', '--use_fp16'],
+        },
+    ),
+    (
+        'Evaluation, images/s',
+        'images_per_second',
+        '{:,.0f}',
+        {
+            OURS: ['--measure=evaluation'],
+            'ten views of each image': [
+                '--measure=evaluation',
+                '--views=10',
+                '--num_examples=2000',
+            ],
+        },
+    ),
+]
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, what in [
-        ('tf1', 'TensorFlow 1.15'),
-        ('tf2', 'TensorFlow 2.x'),
-        ('torch', 'PyTorch and matplotlib'),
-    ]:
-        parser.add_argument(
-            '--' + name,
-            metavar='PYTHON',
-            default=os.path.join(ROOT, '.venv', name, 'bin', 'python'),
-            help='a Python with %s (default: %%(default)s)' % what,
-        )
-    parser.add_argument(
-        '--data_dir',
-        default='/tmp/cifar10_data',
-        help='as for the other scripts (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--quick',
-        action='store_true',
-        help='short blocks, few rounds; writes to a temporary folder only',
-    )
+    environments = os.path.join(os.path.dirname(HERE), '.venv')
+    parser.add_argument('--environments', default=environments, help='default: %(default)s')
+    parser.add_argument('--data_dir', default='/tmp/cifar10_data', help='default: %(default)s')
+    parser.add_argument('--rounds', type=int, default=8, help='default: %(default)s')
+    parser.add_argument('--quick', action='store_true', help='two rounds of short blocks')
     return parser.parse_args()
 
 
+def command(args, generation, flags):
+    """The command of a worker, or None without its environment."""
+    environment = 'torch' if flags[0] == 'torch' else generation
+    python = os.path.join(args.environments, environment, 'bin', 'python')
+    if not os.access(python, os.X_OK) or (environment == 'torch' and generation == 'tf1'):
+        return None
+    quick = ['--images=256'] if args.quick else []
+    if environment == 'torch':
+        return [python, os.path.join(HERE, 'torch_worker.py'), *flags[1:], *quick]
+    worker = os.path.join(HERE, 'tensorflow_worker.py')
+    return [python, worker, f'--data_dir={args.data_dir}', *flags, *quick]
+
+
+def cells(samples, number, form):
+    """Dict of row -> 'median (quartiles)', and the ratio to this project's number."""
+    result = {}
+    for row, values in samples.items():
+        low, median, high = map(form.format, np.percentile(values[number], [25, 50, 75]))
+        result[row] = f'{median} ({low}–{high})'
+        if row != OURS:
+            pairs = zip(values[number], samples[OURS][number])
+            result[row] += f', **{np.median([a / b for a, b in pairs]):.2f} ×**'
+    return result
+
+
 def machine():
-    """Dict of what the numbers depend on."""
+    """The processor, the cores and the system."""
     cpu = platform.processor()
-    if os.path.exists('/proc/cpuinfo'):  # Cloud machines tell no model, only the family.
+    if os.path.exists('/proc/cpuinfo'):  # A cloud machine may name only the family.
         with open('/proc/cpuinfo') as cpuinfo:
-            facts = dict(re.findall(r'^(model name|cpu family)\s*: (.*)', cpuinfo.read(), re.M))
-        cpu = '%s (family %s)' % (facts.get('model name', cpu), facts.get('cpu family', '?'))
-    return {
-        'cpu': cpu,
-        'cores': os.cpu_count(),
-        'system': platform.platform(),
-        'date': time.strftime('%Y-%m-%d'),
-        'load_before': os.getloadavg()[0],
-    }
-
-
-def tensorflow_commands(python, data_dir, quick):
-    """What to compare, for one generation of TensorFlow.
-
-    Returns:
-      Dict of title -> (commands, rounds, how often to start anew).
-    """
-
-    def worker(measure, *flags):
-        return [
-            python,
-            os.path.join(HERE, 'tensorflow_worker.py'),
-            '--measure=' + measure,
-            '--data_dir=' + data_dir,
-        ] + list(flags)
-
-    def input_worker(*flags):
-        return worker('input', '--seconds=0.2' if quick else '--seconds=1', *flags)
-
-    def step_worker(*flags):
-        return worker('step', '--images=256' if quick else '--images=2560', *flags)
-
-    def times(rounds, repeats=1):
-        return (2, 1) if quick else (rounds, repeats)
-
-    sections = collections.OrderedDict()
-    sections['input'] = (
-        {
-            'classic': input_worker('--classic_input'),
-            'ours': input_worker(),
-        },
-        times(4, repeats=2),
-    )
-    sections['step'] = (
-        {
-            'classic': step_worker('--classic_input', '--builtin_lrn'),
-            'batched': step_worker('--builtin_lrn'),
-            'ours': step_worker(),
-            'half': step_worker('--use_fp16'),
-            'towers': step_worker('--num_gpus=2', '--batch_size=64'),
-            'arithmetic': worker('arithmetic'),
-        },
-        times(6),
-    )
-    sections['evaluation'] = (
-        {
-            'ours': worker('evaluation'),
-            'ten views': worker('evaluation', '--views=10', '--num_examples=2000'),
-        },
-        times(5),
-    )
-    sections['records_per_read'] = (
-        {str(n): input_worker('--records_per_read=%d' % n) for n in RECORDS_PER_READ},
-        times(3),
-    )
-    sections['threads'] = {str(n): input_worker('--threads=%d' % n) for n in THREADS}, times(3)
-    sections['batch_size'] = (
-        {str(n): step_worker('--batch_size=%d' % n) for n in BATCH_SIZES},
-        times(2),
-    )
-    return sections
-
-
-def torch_commands(python, quick):
-    """Workers to set beside the training steps of TensorFlow."""
-    command = [
-        python,
-        os.path.join(HERE, 'torch_worker.py'),
-        '--images=256' if quick else '--images=2560',
-    ]
-    return {'torch': command, 'torch channels-last': command + ['--channels_last']}
-
-
-def measure(sections):
-    """Measures what tensorflow_commands() returned.
-
-    Returns:
-      Dict of title -> what rounds.measure() returned, repeats one after the other.
-    """
-    results = {}
-    for title, (commands, (number_of_rounds, repeats)) in sections.items():
-        print('  %s: %s' % (title, ', '.join(commands)), flush=True)
-        merged = results.setdefault(title, {})
-        for _ in range(repeats):
-            for name, samples in rounds.measure(commands, number_of_rounds).items():
-                for what, values in samples.items():
-                    merged.setdefault(name, {}).setdefault(what, []).extend(values)
-    return results
+            facts = dict(
+                re.findall(r'^(model name|cpu family|model)\s*: (.*)', cpuinfo.read(), re.M)
+            )
+        cpu = '{model name}, family {cpu family}, model {model}'.format(**facts)
+    return f'{cpu}; {os.cpu_count()} cores; {platform.system()} {platform.release()}'
 
 
 def main():
     args = parse_arguments()
-    start = time.time()
-    pythons = {}
-    for name in ['tf1', 'tf2', 'torch']:
-        python = getattr(args, name)
-        if os.access(python, os.X_OK):
-            pythons[name] = python
-        else:
-            print('Left out, since there is no %s: %s' % (python, name))
-    generations = [name for name in ['tf1', 'tf2'] if name in pythons]
-    if not generations:
-        sys.exit('run.py: no TensorFlow; name its Python with --tf1 or --tf2')
-    subprocess.check_call(
-        [pythons[generations[0]], '-c', GET_DATA, '--data_dir=' + args.data_dir], cwd=ROOT
-    )
-
-    results = {'machine': machine()}
-    for name in generations:
-        print('%s, %s' % (name, pythons[name]), flush=True)
-        sections = tensorflow_commands(pythons[name], args.data_dir, args.quick)
-        if name == generations[-1] and 'torch' in pythons:
-            sections['step'][0].update(torch_commands(pythons['torch'], args.quick))
-        results[name] = measure(sections)
-    results['minutes'] = (time.time() - start) / 60
-
-    folder = tempfile.mkdtemp() if args.quick else HERE
-    path = os.path.join(folder, 'results.json')
-    with open(path, 'w') as file:
-        json.dump(results, file, indent=1, sort_keys=True)
-        file.write('\n')
-    # The report wants matplotlib, and any Python for its text.
-    subprocess.check_call(
-        [pythons.get('torch', sys.executable), os.path.join(HERE, 'report.py'), path]
-        + ([] if args.quick else ['--readme', os.path.join(ROOT, 'docs', 'performance.md')])
+    load, started = os.getloadavg()[0], time.time()
+    columns = {
+        name: title
+        for name, title in GENERATIONS.items()
+        if command(args, name, ['--measure=input'])
+    }
+    if not columns:
+        sys.exit(f'run.py: no TensorFlow in {args.environments}. Run `make env` first.')
+    lines = [f'| | {" | ".join(columns.values())} |', '|---|' + '---|' * len(columns)]
+    for title, number, form, rows in SECTIONS:
+        lines.append(f'| **{title}** |' + ' |' * len(columns))
+        found = {}
+        for name in columns:
+            commands = {row: command(args, name, flags) for row, flags in rows.items()}
+            commands = {row: command for row, command in commands.items() if command}
+            print(f'{title}: {columns[name]}', file=sys.stderr)
+            samples = rounds.measure(commands, 2 if args.quick else args.rounds)
+            found[name] = cells(samples, number, form) if OURS in samples else {}
+        for row in rows:
+            each = [found[name].get(row, '') for name in columns]
+            if any(each):
+                lines.append(f'| {row} | {" | ".join(each)} |')
+    print('\n'.join(lines))
+    print(
+        f'\nMedians and quartiles of {args.rounds} rounds; ×: the median of the rounds\' '
+        f'ratios to this project. {machine()}; {time.strftime("%Y-%m-%d")}; load '
+        f'{load:.1f} at the start; {(time.time() - started) / 60:.0f} minutes.'
     )
 
 

@@ -1,19 +1,17 @@
 """Measures one thing in TensorFlow, block by block; see rounds.py.
 
-    --measure=input       images/s of the training input alone, the seconds from the start
-                          of its threads to the first batch, and the peak of resident memory
+    --measure=input       images/s of the training input alone
     --measure=step        ms of a training step with its input: session.run as the trainer
                           calls it, without its hooks
     --measure=evaluation  images/s of the evaluator's pass over --num_examples of the test set:
                           input, network, counting; variables are as initialized
     --measure=arithmetic  ms that the multiplications of a training step would take at the rate
-                          of a float32 product of two 2048 x 2048 matrices
+                          of a product of two 2048 x 2048 matrices
 
 The project's own flags apply: --batch_size, --use_fp16, --num_gpus, --data_dir, --views.
 """
 
 import os
-import resource
 import sys
 import time
 
@@ -35,14 +33,10 @@ FLAGS = tf.flags.FLAGS
 tf.flags.DEFINE_enum('measure', None, ['input', 'step', 'evaluation', 'arithmetic'], 'What.')
 tf.flags.DEFINE_bool('classic_input', False, 'One image at a time.')
 tf.flags.DEFINE_bool('builtin_lrn', False, "TensorFlow's own op for LRN.")
-tf.flags.DEFINE_integer('records_per_read', cifar10_input.RECORDS_PER_READ, 'Records per call.')
-tf.flags.DEFINE_integer('threads', cifar10_input.NUM_PREPROCESS_THREADS, 'Input threads.')
 tf.flags.DEFINE_integer('images', 2560, 'Training images in a block of --measure=step.')
 tf.flags.DEFINE_float('seconds', 1.5, 'Length of a block of --measure=input.')
 
-# Products of matrices in a block of --measure=arithmetic, and steps traced after a block.
-PRODUCTS = 15
-TRACED_STEPS = 5
+PRODUCTS = 15  # In a block of --measure=arithmetic.
 
 
 def running_session():
@@ -60,17 +54,21 @@ def seconds_for(run, times):
     return time.time() - start
 
 
+def lacks_bfloat16():
+    """Is --use_fp16 set, but without effect? Reports that."""
+    lacks = FLAGS.use_fp16 and devices.half_precision(FLAGS.use_fp16) != 'bfloat16'
+    if lacks:
+        rounds.serve(None, unavailable='no bfloat16 with this TensorFlow on this machine')
+    return lacks
+
+
 # --- Input -------------------------------------------------------------------
 
 
 def measure_input():
     batch = tf.group(cifar10_input.distorted_inputs(cifar10.data_folder(), FLAGS.batch_size))
     session = tf.Session(config=devices.session_config(FLAGS.use_fp16))
-    session.run(tf.no_op())  # The device is ready.
-    start = time.time()
     tf.train.start_queue_runners(session)
-    session.run(batch)
-    first_batch = time.time() - start
 
     def images_per_second(seconds):
         start, batches = time.time(), 0
@@ -81,65 +79,51 @@ def measure_input():
 
     def block():
         images_per_second(FLAGS.seconds / 3)  # What was in stock.
-        return {
-            'images_per_second': images_per_second(FLAGS.seconds),
-            'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
-        }
+        return {'images_per_second': images_per_second(FLAGS.seconds)}
 
-    rounds.serve(block, version=tf.__version__, first_batch_seconds=first_batch)
+    rounds.serve(block, version=tf.__version__)
 
 
 # --- Training ----------------------------------------------------------------
 
 
 def measure_step():
-    if FLAGS.use_fp16 and devices.half_precision(FLAGS.use_fp16) != 'bfloat16':
-        return rounds.serve(None, unavailable='no bfloat16 with this TensorFlow on this machine')
+    if lacks_bfloat16():
+        return
     trainer = cifar10_multi_gpu_train if FLAGS.num_gpus > 1 else cifar10_train
     train_op, loss, images_per_step = trainer.build(cifar10)
     session = running_session()
 
-    def run(**kwargs):
-        session.run([train_op, loss], **kwargs)
-
-    def averaging_ms():
-        """Time inside the ops of average_gradients(), per step, from TensorFlow's trace."""
-        microseconds = 0
-        for _ in range(TRACED_STEPS):
-            trace = tf.RunMetadata()
-            run(options=tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE), run_metadata=trace)
-            microseconds += sum(
-                node.op_end_rel_micros - node.op_start_rel_micros
-                for device in trace.step_stats.dev_stats
-                for node in device.node_stats
-                if 'average_gradients/' in node.node_name
-            )
-        return microseconds / 1e3 / TRACED_STEPS
+    def run():
+        session.run([train_op, loss])
 
     def block():
         steps = max(1, FLAGS.images // images_per_step)
         seconds_for(run, steps // 3 + 1)  # Batches in stock, caches that went cold.
-        result = {'ms': 1e3 * seconds_for(run, steps) / steps}
-        if FLAGS.num_gpus > 1:
-            result['averaging_ms'] = averaging_ms()
-        return result
+        return {'ms': 1e3 * seconds_for(run, steps) / steps}
 
     seconds_for(run, 15)
     rounds.serve(block, version=tf.__version__)
 
 
 def arithmetic_gflop():
-    """What a training step must multiply and add: thrice the forward pass, less what
-    nobody needs, the gradient for conv1's input. A multiply-add counts as two."""
+    """Multiplications and additions of a training step: three times those of the forward pass.
+
+    The gradient for conv1's input is not needed, and not counted.
+    """
     conv1 = 24 * 24 * (5 * 5 * 3) * 64
     others = 12 * 12 * (5 * 5 * 64) * 64 + 2304 * 384 + 384 * 192 + 192 * 10
     return 2 * FLAGS.batch_size * (2 * conv1 + 3 * others) / 1e9
 
 
 def measure_arithmetic():
-    size = 2048
-    left = tf.get_variable('left', [size, size])
-    right = tf.get_variable('right', [size, size])
+    if lacks_bfloat16():
+        return
+    size, dtype = 2048, tf.bfloat16 if FLAGS.use_fp16 else tf.float32
+    left, right = (
+        tf.get_variable(name, initializer=tf.cast(tf.random_normal([size, size]), dtype))
+        for name in ('left', 'right')
+    )
     product = tf.matmul(left, right).op
     session = running_session()
 
@@ -176,8 +160,6 @@ def measure_evaluation():
 
 def main():
     FLAGS(sys.argv)
-    cifar10_input.RECORDS_PER_READ = FLAGS.records_per_read
-    cifar10_input.NUM_PREPROCESS_THREADS = FLAGS.threads
     if FLAGS.classic_input:
         cifar10_input.distorted_inputs = classic.distorted_inputs
     if FLAGS.builtin_lrn:

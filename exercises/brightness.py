@@ -13,6 +13,8 @@ Hints:
    the mean of each image.
 """
 
+from unittest import mock
+
 import numpy as np
 
 import cifar10_input
@@ -24,11 +26,11 @@ def effect(images, delta):
     """How much the input of the network changes if all images are `delta` brighter.
 
     Args:
-      images: [n, 24, 24, 3] float32, from 0 to 255.
+      images: tensor [n, 24, 24, 3] float32, from 0 to 255.
       delta: a number, at most 63.
 
     Returns:
-      Scalar: the largest difference between two standardized pixels, with and without delta.
+      Scalar: the largest change of a pixel after cifar10_input.standardize(), up or down.
     """
     raise checking.NotStartedError  # YOUR CODE HERE
 
@@ -58,8 +60,18 @@ def evaluate(function, images, *args):
         return session.run(function(tf.constant(images), *args))
 
 
+def does_not_cancel(images):
+    """Replaces standardize() in the check."""
+    return images * images / 1000
+
+
 def check_effect(answer):
-    effects = [float(evaluate(answer.effect, COLOR, delta)) for delta in (63, 63, -40)]
+    try:
+        effects = [float(evaluate(answer.effect, COLOR, delta)) for delta in (63, 63, -40)]
+    except tf.errors.InvalidArgumentError as error:
+        if 'indices' not in str(error):
+            raise
+        raise checking.AnswerError('the images are crops already, and distort() crops. See hint 2.')
     print(f'effect(): a delta of 63 changes a standardized pixel by {effects[0]:.2g} at most')
     checking.expect(effects[0] == effects[1], 'the next call gives another result. See hint 2.')
     checking.expect(
@@ -67,6 +79,15 @@ def check_effect(answer):
         'delta itself is left. It has to be added before standardize(), to one of two images.',
     )
     checking.expect(max(effects) < 1e-3, 'this is more than a rounding error. Compare with hint 1.')
+    with mock.patch.object(cifar10_input, 'standardize', does_not_cancel):
+        for delta in 63, -40:
+            expected = np.abs(does_not_cancel(COLOR + delta) - does_not_cancel(COLOR)).max()
+            found = float(evaluate(answer.effect, COLOR, delta))
+            checking.expect(
+                np.isclose(found, expected, rtol=1e-3),
+                'effect() should measure any preparation of the images. With one that squares '
+                f'them, the largest change is {expected:.1f}, but effect() gives {found:.1f}.',
+            )
 
 
 def check_prepare(answer):
@@ -76,12 +97,14 @@ def check_prepare(answer):
     checking.expect(same.shape == COLOR.shape, f'prepare() returns the shape {same.shape}.')
     checking.expect(
         difference > 0.1,
-        'brightness still changes nothing. Whatever subtracts the mean of each image cancels it.',
+        'brightness still changes nothing. Is delta used? Subtracting the mean of an image '
+        'cancels it.',
     )
     checking.expect(
         largest < 6,
         f'pixels reach {largest:.0f}. Scale images and delta alike, to about 3 at most.',
     )
+    checking.expect(same.min() < 0, 'no pixel is negative. The network expects them around 0.')
     checking.expect(
         np.corrcoef(same.ravel(), COLOR.ravel())[0, 1] > 0.5, 'the images are not recognizable.'
     )
@@ -98,8 +121,8 @@ def check(answer):
         )
     return (
         'standardize() subtracts the mean of each image, and with it the brightness. It also '
-        'divides by the standard deviation. So of the contrast only a change of colors is left, '
-        'and on gray images nothing.'
+        'divides by the standard deviation, which cancels the contrast of gray images. In color '
+        'images, random_contrast() changes the colors, too, and that remains.'
     )
 
 

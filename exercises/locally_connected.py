@@ -14,7 +14,8 @@ weights and biases. layers-conv-local-11pct.cfg of cuda-convnet says about the t
     softmax_linear                0.01                             0.01
 
 Images are padded with zeros. local3 and local4 end with a ReLU; softmax_linear reads the output of
-local4. All biases start from 0 and do not decay. The convolutions stay those of the tutorial.
+local4. All biases start from 0 and do not decay. The layers before local3 stay those of the
+tutorial.
 
 Look at conv(), fully_connected() and inference() in cifar10.py. Write the layer and the network,
 then run `python -m exercises.locally_connected`.
@@ -22,7 +23,7 @@ then run `python -m exercises.locally_connected`.
 Hints:
 1. Pad the images. Nine shifted slices of the result, concatenated, hold the 3x3 patches.
 2. tf.matmul of [..., n, m] and [..., m, k] is one product of matrices for each leading index.
-3. The more weights decay, the higher the first loss.
+3. cifar10._variable_with_weight_decay() and cifar10._variable_on_cpu() create the variables.
 """
 
 import numpy as np
@@ -122,9 +123,13 @@ def check(answer):
         scale = np.sqrt(np.square(value).mean())  # 0.88 stddev after truncation.
         factor = np.vdot(gradient, value) / np.vdot(value, value) if scale else 0
         checking.expect(
-            not name or 0.8 * stddev <= scale <= 1.1 * stddev and np.isclose(factor, wd),
-            f'{name}: initial values {scale:.3f}, decay {factor:.3f}. The table says {stddev} and '
-            f'{wd}. (The first loss is 7.24 if all is right, because more weights decay.)',
+            not name or 0.8 * stddev <= scale <= 1.1 * stddev,
+            f'{name}: the initial values are about {scale:.3f} and should be about {stddev}.',
+        )
+        checking.expect(
+            not name or np.isclose(factor, wd),
+            f'{name}: the weight decay is {factor:.3f} and should be {wd}. If all is right, the '
+            'first loss is 7.24.',
         )
     checking.expect(7.1 < loss < 7.4, 'the first loss should be 7.24: every weight decays once.')
     return (

@@ -6,15 +6,16 @@
 
 Look at model_variables() in cifar10_eval.py and apply_gradients() in cifar10.py. A checkpoint of a
 training run holds every variable twice, for example conv1/weights and
-conv1/weights/ExponentialMovingAverage. Write model_variables() without averages, and one update of
-an average. The check trains a small model on noisy data and evaluates it with and without averages.
-Run `python -m exercises.no_averages`.
+conv1/weights/ExponentialMovingAverage. Write model_variables() for the first of the two, and the
+update that makes the second. The check trains a small model on noisy data and evaluates it with and
+without averages. Run `python -m exercises.no_averages`. On a run of your own, cifar10_eval.py does
+the same with --nouse_moving_averages.
 
 Hints:
 1. tf.trainable_variables() lists the variables of the model. variable.op.name is a name in the
    checkpoint; variable.name is not.
-2. The documentation of tf.train.ExponentialMovingAverage has the formula. Here, `num_updates` is
-   the step.
+2. The documentation of tf.train.ExponentialMovingAverage has the formula, and a comment in
+   apply_gradients() has the decay.
 3. The published model in results/ holds only averages. It cannot be evaluated without them.
 """
 
@@ -129,7 +130,13 @@ def check_average(answer, history, expected):
         not is_average(lambda n: 1 - min(0.9999, (1 + n) / (10 + n))),
         'the decay is the part of the old average that stays, not the part of the new value.',
     )
-    checking.expect(np.allclose(found, expected, atol=1e-3), 'this is another decay. See hint 2.')
+    for step, decay in (1, 2 / 11), (10**6, cifar10.MOVING_AVERAGE_DECAY):
+        yours = np.ravel(answer.update_average(np.ones(1), np.zeros(1), step))[0]
+        checking.expect(
+            np.isclose(yours, decay, rtol=1e-6),
+            f'at step {step:,} the decay is {decay:.6f}. Yours is {yours:.6f}. See hint 2.',
+        )
+    checking.expect(np.allclose(found, expected, atol=1e-5), 'this is another decay. See hint 2.')
 
 
 def check(answer):

@@ -7,12 +7,12 @@
 Why is the fraction so high? A batch can only mix images that are in the queue at the same time.
 With CIFAR-10 you notice nothing, because its files are shuffled. But many data sets are sorted,
 because somebody wrote one folder of pictures after the other. The check makes up such a data set:
-five files, two classes in each. Fill the queue with at most 500 images, and shuffle the files. Then
-run `python -m exercises.queue_fill`.
+five files, two classes in each. Fill the queue with at most 500 images, and shuffle the records of
+all files. Then run `python -m exercises.queue_fill`.
 
 Hints:
 1. distorted_inputs() in cifar10_input.py takes the fraction as an argument; num_examples() counts.
-2. A class must not stay in one file.
+2. Afterwards, each file should hold records of every class.
 3. A record is one row: the label and the pixels of its image.
 """
 

@@ -15,8 +15,8 @@ Hints:
 2. What does a calculator's 2 look like in a mirror?
 3. tf.image.random_crop crops a single image. For a batch, look at random_crop_and_flip().
 
-Afterwards, cifar10_convert.py turns the real files into a data set for all scripts. Networks of
-your own are described in exercises/README.md.
+The check does not ask for another network. To go on with the real files, cifar10_convert.py turns
+them into a data set for all scripts. For networks of your own, see exercises/README.md.
 """
 
 import os
@@ -42,7 +42,7 @@ def read_svhn(path):
 
 
 def distort(images):
-    """[n, 32, 32, 3] uint8 -> [n, 24, 24, 3] float32: as cifar10_input.distort(), for digits."""
+    """[n, 32, 32, 3] uint8 -> [n, 24, 24, 3] float32: random crops of digits, standardized."""
     raise checking.NotStartedError  # YOUR CODE HERE
 
 
@@ -74,7 +74,10 @@ def check_read(answer, pixels, digits):
         path = os.path.join(folder, 'train_32x32.mat')
         y = np.where(digits == 0, 10, digits)[:, np.newaxis]
         scipy.io.savemat(path, {'X': pixels.transpose(1, 2, 3, 0), 'y': y})
-        images, labels = map(np.asarray, answer.read_svhn(path))
+        found = answer.read_svhn(path)
+    both = isinstance(found, (tuple, list)) and len(found) == 2
+    checking.expect(both, 'read_svhn() should return two arrays: return images, labels')
+    images, labels = map(np.asarray, found)
     print(f'read_svhn(): images {images.shape} {images.dtype}, labels {labels.shape}')
     axes = 'the last axis of X is the image. It should be the first of [n, 32, 32, 3].'
     checking.expect(images.shape == pixels.shape, axes)

@@ -126,12 +126,12 @@ def locally_connected(name, images, filters):
         # One matrix product per position, so the position comes first: [h, w, n, c].
         images = tf.pad(tf.transpose(images, [1, 2, 0, 3]), [[1, 1], [1, 1], [0, 0], [0, 0]])
         # tf.slice, because the gradient of images[y : y + height, ...] is slow.
-        neighbours = [
+        neighbors = [
             tf.slice(images, [y, x, 0, 0], [height, width, -1, -1])
             for y in range(3)
             for x in range(3)
         ]
-        products = tf.matmul(tf.concat(neighbours, axis=3), weights)  # [h, w, n, filters]
+        products = tf.matmul(tf.concat(neighbors, axis=3), weights)  # [h, w, n, filters]
         return tf.nn.relu(tf.transpose(products, [2, 0, 1, 3]) + biases, name=name)
 
 
@@ -184,7 +184,7 @@ def train(total_loss, global_step):
         for gradient, variable in optimizer.compute_gradients(total_loss)
     ]
     update = optimizer.apply_gradients(gradients, global_step)
-    return tf.group(update, cifar10._loss_summaries(total_loss), name='train')
+    return tf.group(update, cifar10._add_loss_summaries(total_loss), name='train')
 
 
 def main(argv=None):

@@ -190,7 +190,7 @@ def train(total_loss, global_step):
     average = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY, global_step)
     with tf.control_dependencies([muon.minimize(total_loss, global_step)]), tf.device('/cpu:0'):
         update_averages = average.apply(tf.trainable_variables())
-    return tf.group(update_averages, cifar10._loss_summaries(total_loss), name='train')
+    return tf.group(update_averages, cifar10._add_loss_summaries(total_loss), name='train')
 
 
 def main(argv=None):

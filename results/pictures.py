@@ -145,10 +145,10 @@ def draw_confusion(labels, predicted, names):
 
 
 def draw_filters(filters):
-    """The 64 filters of conv1, each scaled to its full range, the grey ones first."""
+    """The 64 filters of conv1, each scaled to its full range, the gray ones first."""
     filters = filters.transpose(3, 0, 1, 2)
-    colourful = np.ptp(filters.mean(axis=(1, 2)), axis=1)
-    filters = filters[np.argsort(colourful)]
+    colorful = np.ptp(filters.mean(axis=(1, 2)), axis=1)
+    filters = filters[np.argsort(colorful)]
     filters -= filters.min(axis=(1, 2, 3), keepdims=True)
     filters /= filters.max(axis=(1, 2, 3), keepdims=True)
     sheet = np.ones([4, 6, 16, 6, 3])

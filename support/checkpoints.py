@@ -28,7 +28,7 @@ def paths(folder):
     from which somebody has moved the files.
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    # 'model.ckpt-5' without '.index' is a checkpoint in the old V1 format, which check() rejects.
+    # Before TensorFlow 0.12, a checkpoint was a single file without '.index': the V1 format.
     matches = [re.match(r'(model\.ckpt-[0-9]+)(\.index)?$', name) for name in names]
     found = {match.group(1) for match in matches if match}
     return [os.path.join(folder, name) for name in sorted(found, key=step_of, reverse=True)]
@@ -42,6 +42,19 @@ def is_single(place):
 def folder_of(place):
     """The folder of a checkpoint, or the folder itself."""
     return os.path.dirname(place) if is_single(place) else place
+
+
+def output_folder_beside(flag, checkpoint_flag):
+    """Returns the folder that `flag` names, made ready as in script.output_folder().
+
+    Its default is for the default of `checkpoint_flag`. For another folder of checkpoints, RUN, it
+    is RUN_eval: two models in one folder would be one curve in TensorBoard.
+    """
+    flags = script.FLAGS
+    if flags[flag].using_default_value and not flags[checkpoint_flag].using_default_value:
+        place = getattr(flags, checkpoint_flag)
+        flags[flag].value = folder_of(place).rstrip('/') + '_eval'
+    return script.output_folder(flag)
 
 
 def newest(place):
@@ -79,14 +92,15 @@ def newest_required(flag):
     return path
 
 
-def as_they_come(folder, interval_secs):
-    """Yields the newest checkpoint, and again whenever there is a newer one.
+def as_they_come(flag, interval_secs):
+    """Yields the newest checkpoint in the folder that a flag names, and later ones as they appear.
 
-    At most one in `interval_secs`, until training has finished.
+    At most one in `interval_secs`, each time the newest, until training has finished.
 
     Raises:
       script.UserError: there are checkpoints, but the state file names none of them.
     """
+    folder = script.local_path(flag)
     state = tf.train.get_checkpoint_state(folder)
     if paths(folder) and not (state and tf.train.checkpoint_exists(state.model_checkpoint_path)):
         raise script.UserError(
@@ -132,11 +146,6 @@ def check(path, variables=None):
       script.UserError: it is damaged, holds a number that is not finite, or does not fit the
         variables.
     """
-    if os.path.exists(path):  # Since TensorFlow 0.12, this is only the prefix of the names.
-        raise script.UserError(
-            f'{path}: the V1 format of checkpoints is not supported. Restore it with the code that '
-            'wrote it, and save it with tf.train.Saver(write_version=tf.train.SaverDef.V2).'
-        )
     with reading(path):
         reader = tf.train.load_checkpoint(path)
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

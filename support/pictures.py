@@ -45,7 +45,7 @@ def load(path):
     """Decodes a picture file: its first frame, turned upright as its EXIF data says.
 
     Returns:
-      [height, width, 3] uint8. Grey becomes RGB; transparency is ignored.
+      [height, width, 3] uint8. Gray becomes RGB; transparency is ignored.
 
     Raises:
       Exception: it cannot be read. Pillow raises errors of many types for damaged files.

@@ -53,7 +53,7 @@ def run(main, takes_arguments=False):
 
 
 def printable(text):
-    """Escapes what a terminal would not print but obey, such as colour codes in a file name."""
+    """Escapes what a terminal would not print but obey, such as color codes in a file name."""
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -46,7 +46,7 @@ def random_images(n, seed=0, size=32):
 
 
 def rectangle_images(n):
-    """[n, 32, 32, 3] uint8 images of coloured rectangles. Unlike noise they differ."""
+    """[n, 32, 32, 3] uint8 images of colored rectangles. Unlike noise they differ."""
     random = np.random.RandomState(7)
     images = random.randint(0, 256, [n, 1, 1, 3]) + random.randint(0, 20, [n, 32, 32, 3])
     for image in images:

@@ -16,12 +16,13 @@ MISTAKES = {
         ('inference(images))', 'inference(images), axis=0)', 'the last axis'),
         ('tf.log(tf.maximum(probabilities, 1e-30))', 'probabilities', 'second softmax'),
         ('tf.maximum(probabilities, 1e-30)', 'probabilities', 'logarithm of 0'),
+        ('tf.maximum(probabilities, 1e-30)', 'probabilities + 1e-3', '2.797'),
     ],
     'locally_connected': [
         ("'biases', [height, width, channels]", "'biases', [channels]", 'biases are shared'),
         ('[height, width, 9 * depth', '[1, 1, 9 * depth', 'convolutions'),
         ("'local3', pool2, 64", "'local3', pool2, 32", '13pct'),
-        ('stddev=0.04, wd=0.004', 'stddev=0.04, wd=None', '7.24'),
+        ('stddev=0.04, wd=0.004', 'stddev=0.04, wd=None', 'should be 0.004'),
         ('[-1, local4', '[local4.shape[0], local4', 'batch size'),
         ('[[1, 1], [1, 1],', '[[2, 0], [1, 1],', 'should depend on'),
     ],
@@ -38,6 +39,8 @@ MISTAKES = {
         ('op.name: v', "op.name + '/ExponentialMovingAverage': v", 'results/'),
         ('variable.op.name', 'variable.name', '":0"'),
         ('min(0.9999, (1 + step) / (10 + step))', '0.9999', 'initial value'),
+        ('min(0.9999, (1 + step) / (10 + step))', '(1 + step) / (10 + step)', '0.999900'),
+        ('(1 + step) / (10 + step)', 'step / (9 + step)', '0.181818'),
         (
             'return decay * average + (1 - decay)',
             'return (1 - decay) * average + decay',
@@ -47,6 +50,7 @@ MISTAKES = {
     'two_halves': [
         (', reuse=tf.AUTO_REUSE', '', 'its variables again'),
         ('(tf.get_variable_scope(), ', "('model', ", 'tf.get_variable_scope()'),
+        ("tf.name_scope(f'tower_{i}'), ", "tf.variable_scope(f'tower_{i}'), ", 'own variables'),
         ("tf.name_scope(f'tower_{i}'), ", '', 'hint 3'),
         ('tf.split(images, 2), tf.split(labels, 2)', '2 * [images], 2 * [labels]', 'should get 10'),
         (
@@ -59,6 +63,7 @@ MISTAKES = {
         ("np.transpose(contents['X'], [3, 0, 1, 2])", "contents['X']", 'last axis'),
         ('[3, 0, 1, 2]', '[3, 1, 0, 2]', 'on their sides'),
         ("['y'][:, 0]", "['y']", 'column'),
+        ('return images, labels', 'return images', 'return images, labels'),
         ('[:, 0] % 10', '[:, 0]', 'a label is 10'),
         ('n = tf.shape(images)[0]', 'return cifar10_input.distort(images)', 'mirrored'),
         ('tf.random_uniform([n, 1], maxval=9,', 'tf.zeros([n, 1], ', 'same crop'),
@@ -67,6 +72,10 @@ MISTAKES = {
         ('standardize(images + delta)', 'standardize(images) + delta', 'before standardize()'),
         ('(images + delta - 128) / 64', 'cifar10_input.standardize(images + delta)', 'the mean'),
         ('(images + delta - 128) / 64', 'images + delta', 'Scale'),
+        ('(images + delta - 128) / 64', '(images + delta) / 255', 'negative'),
+        ('tf.abs(', '(', 'squares'),
+        ('brighter = cifar10_input.standardize(images + delta)', 'return tf.zeros([])', 'squares'),
+        ('cifar10_input.standardize(images + delta)', 'cifar10_input.distort(images)', 'crops'),
     ],
 }
 
