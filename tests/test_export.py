@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+from absl.testing import flagsaver
 import numpy as np
 from PIL import Image
 import pytest
@@ -70,7 +71,7 @@ def exported(seven_classes, tmp_path_factory):
     folders = {}
     for views in '1', '10':
         parent = tmp_path_factory.mktemp('exported') / 'new' / 'models'
-        with tf.Graph().as_default():
+        with flagsaver.flagsaver(), tf.Graph().as_default():
             export(parent, seven_classes.folder, views)
         assert os.listdir(str(parent)) == ['1000']
         folders[views] = str(parent / '1000')
