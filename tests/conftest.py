@@ -2,6 +2,7 @@
 
 import collections
 import re
+import resource
 import signal
 import sys
 
@@ -16,6 +17,13 @@ from tests import events, harness, reference
 flags.FLAGS(sys.argv[:1])
 
 
+def pytest_collection_modifyitems(items):
+    """For pytest-xdist: the tests of a file run in one process, those of interrupted_run too."""
+    for item in items:
+        shared = 'interrupted_run' if 'interrupted_run' in item.fixturenames else item.fspath
+        item.add_marker(pytest.mark.xdist_group(str(shared)))
+
+
 @pytest.fixture(autouse=True)
 def fresh_graph_and_flags():
     """Gives each test a new graph and restores the flags that it sets."""
@@ -24,11 +32,13 @@ def fresh_graph_and_flags():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def default_sigint():
-    """A background job ignores SIGINT, and so would the scripts that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def default_signals():
+    """A background job ignores SIGINT and `nohup` SIGHUP, and so would the scripts started here."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope='session')
@@ -105,6 +115,14 @@ def train(start, data_dir, tmp_path):
     yield start_trainer
     for script in started:
         script.kill()
+
+
+@pytest.fixture
+def file_size_limit():
+    """Function that makes larger files fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 InterruptedRun = collections.namedtuple(

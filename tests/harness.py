@@ -1,13 +1,17 @@
 """Starts the scripts as processes and watches them."""
 
+import contextlib
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+from absl import flags
 import pytest
 
 FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,6 +33,11 @@ def script_environment():
     }
     env['CUDA_VISIBLE_DEVICES'] = ''
     return env
+
+
+def ascii_only():
+    """The same in a locale that has only ASCII."""
+    return dict(script_environment(), LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
 
 
 def blocked_input(gate):
@@ -55,11 +64,56 @@ def read(path):
         return file.read()
 
 
+def contents(folder):
+    """Dict of path -> bytes, for the files below a folder except locks."""
+    paths = [path for path in pathlib.Path(str(folder)).rglob('*') if path.name != '.lock']
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def cut_in_half(path):
+    os.truncate(str(path), os.path.getsize(str(path)) // 2)
+
+
+def change_bytes(path):
+    """Inverts 20 bytes after the first third. In the middle of an index are unused bytes."""
+    path = pathlib.Path(str(path))
+    old, third = path.read_bytes(), os.path.getsize(str(path)) // 3
+    new = bytes(byte ^ 255 for byte in old[third : third + 20])
+    path.write_bytes(old[:third] + new + old[third + 20 :])
+
+
+@contextlib.contextmanager
+def mounted(folder, *arguments):
+    """Mounts something at a folder. Skips the test if this is not allowed: only root may mount."""
+    mount = ['mount', *arguments, str(folder)]
+    if not shutil.which('mount') or subprocess.call(mount, stderr=subprocess.DEVNULL):
+        pytest.skip('cannot mount here')
+    try:
+        yield
+    finally:
+        subprocess.check_call(['umount', '-l', str(folder)])
+
+
+def read_only(folder):
+    """Makes a folder read-only for everybody."""
+    return mounted(folder, '-o', 'bind,ro', str(folder))
+
+
+def set_flags(**values):
+    """Sets flags for one test."""
+    for name, value in values.items():
+        setattr(flags.FLAGS, name, value)
+
+
 def saved_steps(folder):
     """The sorted steps of the complete checkpoints in a folder."""
     names = os.listdir(str(folder))
     steps = [int(name[11:-6]) for name in names if re.match(r'model\.ckpt-\d+\.index$', name)]
     return sorted(step for step in steps if f'model.ckpt-{step}.data-00000-of-00001' in names)
+
+
+def is_running(pid):
+    return bool(re.search(r'^State:\s[^ZX]', read(f'/proc/{pid}/status'), re.MULTILINE))
 
 
 class Script:

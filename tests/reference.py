@@ -227,9 +227,11 @@ def evaluation_logits(variables, images):
 
 def probabilities(variables, images, num_views):
     """[n, 32, 32, 3] uint8 -> [n, classes]: softmax outputs, averaged over one view or ten."""
-    views = [images[:, 4:28, 4:28]]
+    edge = images.shape[1] // 4
+    middle, first, last = slice(edge // 2, -edge // 2), slice(None, -edge), slice(edge, None)
+    views = [images[:, middle, middle]]
     if num_views == 10:
-        views += [images[:, :24, :24], images[:, :24, 8:], images[:, 8:, :24], images[:, 8:, 8:]]
+        views += [images[:, y, x] for y in (first, last) for x in (first, last)]
         views += [np.flip(view, axis=2) for view in views]
     shares = [np.exp(logits(variables, standardize(view))) for view in views]
     return np.mean([each / each.sum(axis=1, keepdims=True) for each in shares], axis=0)

@@ -2,15 +2,12 @@
 
 import importlib
 import inspect
-import subprocess
-import sys
 import types
 
 import pytest
 
 from exercises import checking, no_averages, queue_fill, softmax, street_numbers, two_halves
 from exercises.solutions import softmax as softmax_solution
-from tests import harness
 
 # For each exercise: part of the solution, a mistake instead, part of the hint.
 MISTAKES = {
@@ -131,14 +128,11 @@ def test_mistake_gets_hint(name, part, mistake, hint, capsys):
     assert hint in verdict.replace('\n', ' ')
 
 
-def test_second_function_not_started(capsys):
+def test_missing_function_or_return_is_reported(capsys):
     half = types.SimpleNamespace(inference=softmax_solution.inference, loss=softmax.loss)
     assert checking.report(softmax.check, half) == 1
     *measured, last = capsys.readouterr().out.splitlines()
     assert measured and 'loss()' in last
-
-
-def test_missing_return_is_reported(capsys):
     empty = types.SimpleNamespace(inference=lambda images: None)
     assert checking.report(softmax.check, empty) == 1
     assert 'inference()' in capsys.readouterr().out
@@ -151,15 +145,7 @@ def test_errors_in_answers_keep_their_traceback():
 
 
 @pytest.mark.parametrize('flags, status', [([], 1), (['--solution', '--data_dir=/none'], 0)])
-def test_command(flags, status):
-    command = [sys.executable, '-m', 'exercises.brightness'] + flags
-    process = subprocess.run(
-        command,
-        cwd=harness.FOLDER,
-        env=harness.script_environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == status, process.stderr
-    assert not process.stderr
-    assert ('YOUR CODE HERE' in process.stdout) == bool(status)
+def test_command_checks_your_answer_or_the_solution(start, flags, status):
+    command = start('tests/programs/run_module.py', 'exercises.brightness', *flags)
+    assert (command.wait(), command.stderr) == (status, '')
+    assert ('YOUR CODE HERE' in command.stdout) == bool(status)

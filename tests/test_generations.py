@@ -8,11 +8,9 @@ import subprocess
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-from tests import clusters
-from tests import harness
-from tests import reference
+from support.compat import tf
+from tests import clusters, harness, reference
 
 OTHER = os.path.join(harness.FOLDER, '.venv', 'tf2' if tf.__version__.startswith('1.') else 'tf1')
 pytestmark = pytest.mark.skipif(
@@ -21,57 +19,63 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run_other(name, *flags):
-    """Runs a script under the other generation. Returns its lines, without the first."""
-    result = subprocess.run(
+def start_other(name, *flags):
+    """Starts a script under the other generation."""
+    return subprocess.Popen(
         [os.path.join(OTHER, 'bin', 'python'), os.path.join(harness.FOLDER, name), *flags],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
+        stdout=subprocess.PIPE,
         env=harness.script_environment(),
-        timeout=harness.TIMEOUT,
+        universal_newlines=True,
     )
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    there = re.search(r'with TensorFlow (\d)\.', lines[0]).group(1)
-    assert there != tf.__version__[0]
+
+
+def lines_of(process):
+    """Waits for the end. Returns the lines of output without the first."""
+    output, _ = process.communicate(timeout=harness.TIMEOUT)
+    assert process.returncode == 0, output
+    lines = output.splitlines()
+    assert re.search(r'with TensorFlow (\d)\.', lines[0]).group(1) != tf.__version__[0]
     return lines[1:]
 
 
-def test_other_generation_evaluates_checkpoint(known_precision, tmp_path):
+@pytest.fixture(scope='module')
+def evaluated(known_precision, tmp_path_factory):
+    """A checkpoint, and an evaluator of the other generation."""
+    folder = tmp_path_factory.mktemp('evaluated')
     values = reference.checkpoint_values(12, {}, known_precision.variables)
-    path = reference.write_checkpoint(tmp_path, 12, values)
-    lines = run_other(
-        harness.EVAL,
-        '--run_once',
-        '--data_dir=' + known_precision.data_dir,
-        f'--checkpoint_dir={tmp_path}',
-        f'--eval_dir={tmp_path}/eval',
-    )
+    path = reference.write_checkpoint(folder, 12, values)
+    flags = f'--data_dir={known_precision.data_dir}', f'--checkpoint_dir={folder}', '--run_once'
+    return path, start_other(harness.EVAL, *flags, f'--eval_dir={folder}/eval')
+
+
+@pytest.fixture(scope='module')
+def resumed(evaluated, interrupted_run, data_dir, tmp_path_factory):
+    """The last checkpoint of the interrupted run, and the output of a trainer that resumed it."""
+    folder, step = tmp_path_factory.mktemp('resumed'), interrupted_run.finished_at
+    for path in glob.glob(f'{interrupted_run.train_dir}/model.ckpt-{step}.*'):
+        shutil.copy(path, str(folder))
+    folders = f'--data_dir={data_dir}', f'--train_dir={folder}'
+    flags = '--batch_size=8', f'--max_steps={step + 1}', '--log_frequency=1'
+    return step, folder, lines_of(start_other(harness.TRAIN, *folders, *flags))
+
+
+def test_other_generation_evaluates_checkpoint(evaluated, resumed):
+    path, evaluator = evaluated
+    lines = lines_of(evaluator)
     assert path in '\n'.join(lines)
     assert lines[-1].endswith('precision @ 1 = 0.575')  # 23 of 40.
 
 
-def test_other_generation_resumes_run(interrupted_run, data_dir, tmp_path):
-    step = interrupted_run.finished_at
-    for path in glob.glob(f'{interrupted_run.train_dir}/model.ckpt-{step}.*'):
-        shutil.copy(path, str(tmp_path))
-    checkpoint = f'{tmp_path}/model.ckpt-{step}'
-    lines = run_other(
-        harness.TRAIN,
-        '--batch_size=8',
-        '--data_dir=' + data_dir,
-        f'--train_dir={tmp_path}',
-        f'--max_steps={step + 1}',
-        '--log_frequency=1',
-    )
-    assert f'Resuming from {checkpoint},' in '\n'.join(lines)
+def test_other_generation_resumes_run(resumed):
+    step, folder, lines = resumed
+    assert f'{folder}/model.ckpt-{step},' in '\n'.join(lines)
     assert f': step {step}, loss' in lines[-2]
-    before = reference.read_checkpoint(checkpoint)
-    after = reference.read_checkpoint(f'{tmp_path}/model.ckpt-{step + 1}')
+    before = reference.read_checkpoint(f'{folder}/model.ckpt-{step}')
+    after = reference.read_checkpoint(f'{folder}/model.ckpt-{step + 1}')
     assert sorted(after) == reference.CHECKPOINT_NAMES
     assert after['global_step'] == step + 1
-    # One step: where the variables and their averages have come from shows in the new averages.
+    # After one step, the new averages show which values the old ones had.
     decay = (1 + step + 1) / (10 + step + 1)
     for name in reference.MODEL:
         average = name + reference.AVERAGE
@@ -81,17 +85,11 @@ def test_other_generation_resumes_run(interrupted_run, data_dir, tmp_path):
         np.testing.assert_allclose(after[average], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_run_moves_to_two_machines_of_this_generation_and_back(start, data_dir, tmp_path):
-    def train_other(max_steps):
-        folders = ['--data_dir=' + data_dir, f'--train_dir={tmp_path}']
-        return run_other(harness.TRAIN, *folders, '--batch_size=16', f'--max_steps={max_steps}')
-
-    train_other(2)
-    cluster = clusters.Cluster(start, data_dir, tmp_path)
+def test_two_machines_resume_run_of_other_generation(start, data_dir, resumed):
+    step, folder, _ = resumed
+    cluster = clusters.Cluster(start, data_dir, folder)
     try:
-        cluster.start('--max_steps=4').assert_finished(4)
+        cluster.start(f'--max_steps={step + 3}').assert_finished(step + 3)
+        assert f'{folder}/model.ckpt-{step + 1}' in cluster[clusters.CHIEF].stdout
     finally:
         cluster.kill()
-    assert f'{tmp_path}/model.ckpt-2' in cluster[clusters.CHIEF].stdout
-    assert f'{tmp_path}/model.ckpt-4' in '\n'.join(train_other(5))
-    cluster.check(5)

@@ -1,5 +1,6 @@
 """Tests of support/local_cluster.py, which starts a cluster on one machine."""
 
+import os
 import re
 import signal
 import subprocess
@@ -33,38 +34,17 @@ class Launcher:
         """Returns the exit status, after all processes have ended."""
         status = self.popen.wait(harness.TIMEOUT)
         pids = re.findall(r'pid (\d+)', self._out.read_text())
-        assert harness.until(lambda: not any(map(is_running, pids)))
+        assert harness.until(lambda: not any(map(harness.is_running, pids)))
         return status
-
-
-def is_running(pid):
-    return bool(re.search(r'^State:\s[^ZX]', harness.read(f'/proc/{pid}/status'), re.MULTILINE))
-
-
-# As the trainer behaves for the launcher; `stuck` ignores what it is told.
-ACTOR = '''
-import json, os, signal, sys, time
-job, told = json.loads(os.environ['TF_CONFIG'])['task']['type'], []
-for number in signal.SIGINT, signal.SIGTERM:
-    signal.signal(number, lambda number, frame: told.append(number))
-print('pid', os.getpid(), flush=True)
-while not told or 'stuck' in sys.argv:
-    if job == 'worker' and os.path.exists(sys.argv[1]):
-        os.remove(sys.argv[1])
-        sys.exit(138)
-    time.sleep(0.02)
-print('told', told[0], flush=True)
-sys.exit(128 + told[0] if job == 'chief' else 0)
-'''
 
 
 @pytest.fixture
 def launch(tmp_path):
-    """Function that starts a Launcher with ACTOR and waits until both processes run."""
-    (tmp_path / 'actor.py').write_text(ACTOR)
+    """Function that starts a Launcher with actors and waits until both processes run."""
 
     def start(*flags):
-        launcher = Launcher(tmp_path, [str(tmp_path / 'actor.py'), str(tmp_path / 'lose'), *flags])
+        actor = os.path.join(harness.FOLDER, 'tests', 'programs', 'actor.py')
+        launcher = Launcher(tmp_path, [actor, str(tmp_path / 'lose'), *flags])
         launcher.wait_for(r'^chief    \| pid')
         launcher.wait_for(r'^worker 0 \| pid')
         return launcher
@@ -72,14 +52,24 @@ def launch(tmp_path):
     return start
 
 
+@pytest.fixture(scope='module', autouse=True)
+def trainers(data_dir, tmp_path_factory):
+    """A Launcher with trainers, which run while the other tests run."""
+    folder = tmp_path_factory.mktemp('trainers')
+    flags = [f'--data_dir={data_dir}', f'--train_dir={folder}', '--batch_size=8', '--max_steps=2']
+    launcher = Launcher(folder, [clusters.DISTRIBUTED, *flags])
+    yield launcher
+    launcher.popen.kill()
+
+
 @pytest.mark.parametrize(
-    'number, told', [(signal.SIGINT, 2), (signal.SIGTERM, 15), (signal.SIGHUP, 15)]
+    'number, received', [(signal.SIGINT, 2), (signal.SIGTERM, 15), (signal.SIGHUP, 15)]
 )
-def test_launcher_stops_the_chief_by_signal(launch, number, told):
+def test_launcher_stops_the_chief_by_signal(launch, number, received):
     launcher = launch()
     launcher.popen.send_signal(number)
-    assert launcher.wait() == 128 + told
-    launcher.wait_for(rf'^chief    \| told {told}$')
+    assert launcher.wait() == 128 + received
+    launcher.wait_for(rf'^chief    \| received {received}$')
 
 
 def test_launcher_ends_on_a_second_signal(launch):
@@ -104,9 +94,7 @@ def test_launcher_restarts_after_a_loss(launch, tmp_path):
     assert launcher.wait() == 130
 
 
-def test_launcher_runs_the_trainer(data_dir, tmp_path):
-    flags = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}', '--batch_size=8']
-    launcher = Launcher(tmp_path, [clusters.DISTRIBUTED, *flags, '--max_steps=2'])
-    assert launcher.wait() == 0
-    launcher.wait_for(r'^chief    \| Finished at step 2')
-    launcher.wait_for(r'^worker 0 \| The chief has finished')
+def test_launcher_runs_the_trainer(trainers):
+    assert trainers.wait() == 0
+    trainers.wait_for(r'^chief    \| Finished at step 2')
+    trainers.wait_for(r'^worker 0 \| The chief has finished')

@@ -4,12 +4,12 @@ import fcntl
 import glob
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import pytest
 
@@ -58,30 +58,27 @@ def installed(project):
 
 
 @pytest.mark.parametrize(
-    'asked, system, machine, python, capability, generation, reason',
+    'asked, platform, python, capability, generation, reason',
     [
-        ('', 'Linux', 'x86_64', '3.7', None, '1', 'TF=2'),
-        ('', 'Linux', 'x86_64', '3.7', 7.5, '1', 'CUDA 10.0'),
-        ('', 'Linux', 'x86_64', '3.7', 0.0, '1', 'CUDA 10.0'),
-        ('', 'Linux', 'x86_64', '3.7', 8.6, '2', '8.6'),
-        ('', 'Linux', 'x86_64', None, None, '2', '3.7'),
-        ('', 'Linux', 'aarch64', '3.7', None, '2', 'aarch64'),
-        ('', 'Darwin', 'arm64', '3.7', None, '2', 'Darwin'),
-        ('1', 'Linux', 'x86_64', '3.7', 9.0, '1', 'asked'),
-        ('2', 'Linux', 'x86_64', '3.7', None, '2', 'asked'),
+        ('', 'Linux x86_64', '3.7', None, '1', 'TF=2'),
+        ('', 'Linux x86_64', '3.7', 7.5, '1', 'CUDA 10.0'),
+        ('', 'Linux x86_64', '3.7', 0.0, '1', 'CUDA 10.0'),
+        ('', 'Linux x86_64', '3.7', 8.6, '2', '8.6'),
+        ('', 'Linux x86_64', None, None, '2', '3.7'),
+        ('', 'Linux aarch64', '3.7', None, '2', 'aarch64'),
+        ('', 'Darwin arm64', '3.7', None, '2', 'Darwin'),
+        ('1', 'Linux x86_64', '3.7', 9.0, '1', 'asked'),
+        ('2', 'Linux x86_64', '3.7', None, '2', 'asked'),
     ],
 )
 def test_generation_fits_the_machine(
-    monkeypatch, asked, system, machine, python, capability, generation, reason
+    monkeypatch, asked, platform, python, capability, generation, reason
 ):
-    monkeypatch.setattr(platform, 'system', lambda: system)
-    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    monkeypatch.setattr(environment.platform, 'system', lambda: platform.split()[0])
+    monkeypatch.setattr(environment.platform, 'machine', lambda: platform.split()[1])
     monkeypatch.setattr(environment, 'find_python', lambda versions: python)
     chosen, why = environment.choose(asked, capability)
     assert chosen == generation and reason in why
-
-
-def test_unknown_generation_is_rejected():
     with pytest.raises(SystemExit, match='TF=3'):
         environment.choose('3', None)
 
@@ -118,24 +115,22 @@ def test_python_is_found_on_path_in_pyenv_and_in_uv(project):
 # --- Building --------------------------------------------------------------------
 
 
-def test_environment_is_built_once(project):
-    for extras in [], ['pictures'], ['pictures']:
+def test_environment_is_built_once_and_rebuilt_when_out_of_date(project):
+    build = ['pip>=20.3', '-r requirements.txt']
+    requirements = project / 'requirements.txt'
+    for extras, expected, change in [
+        ([], build, lambda: None),
+        (['pictures'], ['matplotlib>=3.5'], requirements.touch),
+        (['pictures'], [], lambda: requirements.write_text('tensorflow>2\n')),
+        (['pictures'], build + ['matplotlib>=3.5'], (project / '.venv/tf2/bin/python').unlink),
+        (['pictures'], build + ['matplotlib>=3.5'], (project / 'bin/python3.99').unlink),
+    ]:
         assert environment.prepare('tf2', extras) == '.venv/tf2/bin/python'
-    assert installed(project) == ['pip>=20.3', '-r requirements.txt', 'matplotlib>=3.5']
-
-
-@pytest.mark.parametrize('change', ['requirements', 'python', 'nothing'])
-def test_environment_is_rebuilt_when_out_of_date(project, change):
-    environment.prepare('tf2', ['pictures'])
-    before = installed(project)
-    if change == 'requirements':
-        (project / 'requirements.txt').write_text('tensorflow>2\n')
-    elif change == 'python':
-        (project / '.venv/tf2/bin/python').unlink()
-    else:
-        (project / 'requirements.txt').touch()
-    environment.prepare('tf2', ['pictures'])
-    assert installed(project) == ([] if change == 'nothing' else before)
+        assert installed(project) == expected
+        change()
+    requirements.write_text('tensorflow>3\n')
+    with pytest.raises(SystemExit, match='3.99'):
+        environment.prepare('tf2')
 
 
 def test_failed_build_is_not_mistaken_for_complete(project, capsys):
@@ -143,16 +138,6 @@ def test_failed_build_is_not_mistaken_for_complete(project, capsys):
     for _ in range(2):
         with pytest.raises(SystemExit, match=r'no space left\n[\s\S]*\.venv/tf2\.log'):
             environment.prepare('tf2')
-    (project / 'pip.sh').unlink()
-    installed(project)
-    environment.prepare('tf2')
-    assert installed(project) == ['pip>=20.3', '-r requirements.txt']
-
-
-def test_missing_python_is_one_line(project):
-    (project / 'bin/python3.99').unlink()
-    with pytest.raises(SystemExit, match='3.99'):
-        environment.prepare('tf2')
 
 
 def test_long_build_prints_progress(project, monkeypatch, capsys):
@@ -198,23 +183,18 @@ def test_signal_ends_the_build_and_its_children(project, number):
     assert not (project / '.venv/tf2/ready').exists()
 
 
-def test_arguments_reach_the_script_and_signals_do(project):
-    (project / 'run.sh').write_text('for word; do echo "<$word>"; done; kill -TERM $$')
-    arguments = ['a b', '', '--', "'$x", '--tensorflow=1']
-    script = start_environment('--tensorflow=2', '--', 'run', *arguments)
-    output, _ = script.communicate(timeout=10)
-    assert output.splitlines() == [f'<{argument}>' for argument in arguments]
-    assert script.returncode == -signal.SIGTERM  # The script has replaced the process.
-
-
-def test_ignored_signals_stay_ignored(project):
-    (project / 'run.sh').write_text('grep SigIgn /proc/self/status')
-    script = start_environment(
-        *('--tensorflow=2', '--', 'run'),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+def test_script_gets_its_arguments_and_signals(project):
+    """The script replaces the process. Signals that a shell has ignored stay ignored."""
+    (project / 'run.sh').write_text(
+        'for word; do echo "<$word>"; done; grep SigIgn /proc/self/status; kill -TERM $$'
     )
-    output, _ = script.communicate(timeout=10)
-    assert int(output.split()[1], 16) & 1 << (signal.SIGINT - 1)
+    arguments = ['a b', '', '--', "'$x", '--tensorflow=1']
+    ignore_sigint = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    script = start_environment('--tensorflow=2', '--', 'run', *arguments, preexec_fn=ignore_sigint)
+    *lines, ignored = script.communicate(timeout=10)[0].splitlines()
+    assert lines == [f'<{argument}>' for argument in arguments]
+    assert int(ignored.split()[1], 16) & 1 << (signal.SIGINT - 1)
+    assert script.returncode == -signal.SIGTERM
 
 
 # --- The Makefile ----------------------------------------------------------------
@@ -242,26 +222,23 @@ def test_make_passes_folders_unchanged(target):
 
 
 def test_make_passes_arguments_as_the_shell_reads_them():
-    made = make('train', '''ARGS=--a='b c' "--d=$$"''', f'ENVIRONMENT={PRINT_ARGUMENTS}')
-    *_, first, second = json.loads(made.stdout)
-    assert first == '--a=b c' and re.match(r'--d=\d+', second)
+    arguments = f'ENVIRONMENT={PRINT_ARGUMENTS}', 'ARGS=--a=\'b c\' "--d=$$"'
+    *_, folder, first, second = json.loads(make('train', *arguments, TRAIN_DIR='/a b').stdout)
+    assert (folder, first) == ('--train_dir=/a b', '--a=b c') and re.match(r'--d=\d+', second)
 
 
-def test_make_takes_folders_from_the_environment():
-    made = make('data', f'ENVIRONMENT={PRINT_ARGUMENTS}', DATA_DIR='/a b')
-    assert json.loads(made.stdout)[-1] == '--data_dir=/a b'
-
-
-@pytest.mark.parametrize('target', ['exercise', 'solution'])
-def test_make_lists_the_exercises_when_the_name_is_wrong(target):
-    made = make(target, 'NAME=sotfmax', 'ENVIRONMENT=false')
-    assert made.returncode == 2 and 'softmax' in made.stderr and 'sotfmax' in made.stderr
-    assert '__init__' not in made.stderr
-
-
-def test_make_convert_asks_for_a_folder():
-    made = make('convert', 'ARGS=/pictures', 'ENVIRONMENT=false')
-    assert made.returncode == 2 and 'DATA_DIR=' in made.stderr
+@pytest.mark.parametrize(
+    'target, argument, parts',
+    [
+        ('exercise', 'NAME=sotfmax', ['softmax', 'sotfmax']),
+        ('solution', 'NAME=sotfmax', ['softmax', 'sotfmax']),
+        ('convert', 'ARGS=/pictures', ['DATA_DIR=']),
+    ],
+)
+def test_make_reports_a_wrong_argument_before_it_installs(target, argument, parts):
+    made = make(target, argument, 'ENVIRONMENT=false')
+    assert made.returncode == 2 and '__init__' not in made.stderr
+    assert all(part in made.stderr for part in parts)
 
 
 def test_documents_mention_only_targets_that_exist():
@@ -277,22 +254,14 @@ def test_documents_mention_only_targets_that_exist():
 
 
 def test_tensorboard_shows_both_folders_by_name(monkeypatch, tmp_path, capsys):
-    class FakeTensorBoard:
-        def __init__(self, plugins):
-            pass
-
-        def configure(self, argv):
-            self.argv = argv
-
-        def main(self):
-            return self.argv
-
-    monkeypatch.setattr(open_tensorboard.program, 'TensorBoard', FakeTensorBoard)
+    server = mock.Mock()
+    monkeypatch.setattr(open_tensorboard.program, 'TensorBoard', lambda plugins: server)
     train_dir = tmp_path / 'a,b'
     train_dir.mkdir()
-    argv = open_tensorboard.main([f'--train_dir={train_dir}', '--', '--port=7000'])
+    open_tensorboard.main([f'--train_dir={train_dir}', '--', '--port=7000'])
+    argv = server.configure.call_args[0][0]
     links = argv[1].replace('--logdir=', '')
-    assert argv[-1] == '--port=7000'
+    assert argv[-1] == '--port=7000' and server.main.called
     assert os.readlink(f'{links}/train') == str(train_dir)
     assert os.readlink(f'{links}/eval') == f'{train_dir}_eval'
     assert f'{train_dir}_eval' in capsys.readouterr().out  # It does not exist yet.

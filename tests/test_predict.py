@@ -8,25 +8,19 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
-import time
 
-from absl import app
-from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
 
 import cifar10_predict
-from support import dataset, pictures, script
-from tests import harness
-from tests import reference
+from support import dataset, devices, pictures, script
+from tests import harness, reference
 
-FLAGS = flags.FLAGS
 PREDICT = 'cifar10_predict.py'
 RESULTS = os.path.join(harness.FOLDER, 'results')
 
-SIZES = [(32, 32), (100, 100), (61, 203), (204, 61), (33, 32), (31, 47), (5, 3), (1, 1)]
+SIZES = [(32, 32), (61, 203), (204, 61), (31, 47), (5, 3), (1, 1)]
 
 
 def mosaic(height, width, seed=0):
@@ -85,20 +79,13 @@ def palette(image, colors=256):
 KINDS = {
     'RGB.png': lambda image: image,
     'RGBA.png': with_alpha,
-    'grey.png': lambda image: image.convert('L'),
     'grey with alpha.png': lambda image: with_alpha(image.convert('L')),
     'palette.png': palette,
-    'palette of 5.png': lambda image: palette(image, 5),
     'black and white.png': lambda image: image.convert('1'),
     'RGB.bmp': lambda image: image,
-    'grey.bmp': lambda image: image.convert('L'),
-    'palette of 5.bmp': lambda image: palette(image, 5),
     'black and white.bmp': lambda image: image.convert('1'),
     'palette.gif': palette,
-    'grey.gif': lambda image: image.convert('L'),
-    'RGB.webp': lambda image: image,
     'RGBA.webp': with_alpha,
-    'RGB.jpg': lambda image: image,
     'grey.jpg': lambda image: image.convert('L'),
     'CMYK.jpg': lambda image: image.convert('CMYK'),
 }
@@ -107,22 +94,11 @@ KINDS = {
 @pytest.mark.parametrize('kind', KINDS)
 def test_picture_is_what_pillow_reads(tmp_path, kind):
     options = {'webp': dict(lossless=True, exact=True), 'jpg': dict(progressive=True)}
-    images = [KINDS[kind](mosaic(height, width)) for height, width in SIZES]
-    paths = [str(tmp_path / f'{i} {kind}') for i in range(len(images))]
-    for image, path in zip(images, paths):
+    for height, width in SIZES:
+        image, path = KINDS[kind](mosaic(height, width)), str(tmp_path / kind)
         image.save(path, **options.get(kind.split('.')[1], {}))
-    if kind.endswith('jpg'):
-        images = [Image.open(path) for path in paths]
-    results = read(*paths)
-    for image, result in zip(images, results):
-        assert_similar(result, scaled(image))
-    assert np.array_equal(results[0], np.asarray(images[0].convert('RGB')))  # 32x32.
-
-
-def test_transparent_palette_is_ignored(tmp_path):
-    image = palette(mosaic(40, 70))
-    image.save(str(tmp_path / 'x.png'), transparency=bytes(range(256)))
-    assert_similar(read_one(tmp_path / 'x.png'), scaled(image))
+        image = Image.open(path) if kind.endswith('jpg') else image
+        assert_similar(read_one(path), scaled(image))
 
 
 def test_16_bit_grey_becomes_8_bit(tmp_path):
@@ -133,63 +109,40 @@ def test_16_bit_grey_becomes_8_bit(tmp_path):
     assert_similar(read_one(tmp_path / 'x.png'), scaled(grey), mean=0.6)
 
 
-def test_contents_decide_about_the_format(tmp_path):
-    image = mosaic(40, 70)
-    for name, kind in ('a.jpg', 'PNG'), ('b.png', 'BMP'), ('c', 'WEBP'), ('d.bmp', 'PNG'):
-        image.save(str(tmp_path / name), kind, lossless=True)
-        assert_similar(read_one(tmp_path / name), scaled(image))
-
-
-@pytest.mark.parametrize('kind', ['gif', 'webp'])
-def test_first_frame_of_an_animation_is_used(tmp_path, kind):
+def test_first_frame_of_an_animation_is_used(tmp_path):
     frames = [palette(mosaic(48, 90, seed), 64) for seed in range(4)]
-    path = str(tmp_path / f'x.{kind}')
-    frames[2].save(path, save_all=True, append_images=frames[:2], lossless=True)
-    assert Image.open(path).n_frames == 3
-    assert_similar(read_one(path), scaled(frames[2]))
-
-
-# EXIF orientation -> how a camera that was held this way stores an upright picture.
-STORED = {
-    1: None,
-    2: Image.FLIP_LEFT_RIGHT,
-    3: Image.ROTATE_180,
-    4: Image.FLIP_TOP_BOTTOM,
-    5: Image.TRANSPOSE,
-    6: Image.ROTATE_90,
-    7: Image.TRANSVERSE,
-    8: Image.ROTATE_270,
-}
+    for kind in 'gif', 'webp':
+        path = str(tmp_path / kind)  # The contents decide about the format, not the name.
+        frames[2].save(path, kind, save_all=True, append_images=frames[:2], lossless=True)
+        assert Image.open(path).n_frames == 3
+        assert_similar(read_one(path), scaled(frames[2]))
 
 
 @pytest.mark.parametrize('kind', ['png', 'webp', 'jpg'])
 def test_exif_orientation_is_applied(tmp_path, kind):
     upright = mosaic(48, 96)
     options = dict(quality=100, subsampling=0) if kind == 'jpg' else dict(lossless=True)
-    paths = [str(tmp_path / f'{orientation}.{kind}') for orientation in STORED]
-    for path, (orientation, transposition) in zip(paths, STORED.items()):
+    # How a camera that was held this way stores an upright picture.
+    for orientation, stored in (2, Image.FLIP_LEFT_RIGHT), (6, Image.ROTATE_90):
         exif = Image.Exif()
         exif[0x112] = orientation
-        image = upright if transposition is None else upright.transpose(transposition)
-        image.save(path, exif=exif, **options)
-    for image in read(*paths):
-        assert np.abs(image.astype(int) - scaled(upright)).mean() < (3 if kind == 'jpg' else 0.3)
+        upright.transpose(stored).save(str(tmp_path / f'x.{kind}'), exif=exif, **options)
+        image = read_one(tmp_path / f'x.{kind}').astype(int)
+        assert np.abs(image - scaled(upright)).mean() < (3 if kind == 'jpg' else 0.3)
 
 
-@pytest.mark.parametrize('exif', [b'junk', b'Exif\0\0junk', b'Exif\0\0II*\0\xff\xff\xff\xff'])
-def test_damaged_exif_is_ignored(tmp_path, recwarn, exif):
-    image = mosaic(40, 70)
-    for kind in 'png', 'webp':
-        image.save(str(tmp_path / f'x.{kind}'), exif=exif, lossless=True)
-        assert_similar(read_one(tmp_path / f'x.{kind}'), scaled(image))
+def test_damaged_exif_is_ignored(tmp_path):
+    for exif in b'junk', b'Exif\0\0junk', b'Exif\0\0II*\0\xff\xff\xff\xff':
+        mosaic(40, 70).save(str(tmp_path / 'x.png'), exif=exif)
+        assert_similar(read_one(tmp_path / 'x.png'), scaled(mosaic(40, 70)))
 
 
 # --- Files that are no pictures --------------------------------------------------
 
 
-def encode(kind, size=(20, 10), mode='RGB', **options):
+def encode(kind, size=(20, 10), mode='RGB'):
     contents = io.BytesIO()
-    mosaic(size[1], size[0]).convert(mode).save(contents, kind, **options)
+    mosaic(size[1], size[0]).convert(mode).save(contents, kind)
     return contents.getvalue()
 
 
@@ -205,10 +158,8 @@ NO_PICTURES = {
     'truncated GIF': encode('GIF', mode='P')[:-30],
     'truncated BMP': encode('BMP')[:-30],
     'truncated WebP': encode('WEBP', (90, 90))[:200],
-    'BMP signature': b'BM\n\n \n[[\n\n',
     'GIF signature': b'GIF\xff\xfe\x80',
     'TIFF': encode('TIFF'),
-    'EPS': encode('EPS'),
     'huge BMP': with_size(encode('BMP'), 18, '<ii', 30000, 30000),
     'huge PNG': with_size(encode('PNG'), 16, '>ii', 2**31 - 1, 2**31 - 1),
 }
@@ -220,53 +171,39 @@ def test_file_that_is_no_picture_gets_a_reason(tmp_path):
         problem_of(tmp_path / name)
 
 
-def test_number_of_pixels_is_limited(tmp_path, monkeypatch):
-    Image.new('1', (9000, 9000)).save(str(tmp_path / 'x.png'))
-    assert os.path.getsize(str(tmp_path / 'x.png')) < 20000
-    problem = problem_of(tmp_path / 'x.png')
-    assert '9000x9000' in problem and str(pictures.MAX_PIXELS) in problem
-    Image.new('1', (20000, 20000)).save(str(tmp_path / 'x.png'))
-    assert str(pictures.MAX_PIXELS) in problem_of(tmp_path / 'x.png')
-    mosaic(40, 70).save(str(tmp_path / 'x.png'))
+def test_number_of_pixels_and_bytes_is_limited(tmp_path, monkeypatch):
+    path = tmp_path / 'x.png'
+    for side in 9000, 20000:
+        Image.new('1', (side, side)).save(str(path))
+        assert os.path.getsize(str(path)) < 100000
+        assert str(pictures.MAX_PIXELS) in problem_of(path)
+    mosaic(40, 70).save(str(path))
     for limit, is_read in (2799, False), (2800, True):
         monkeypatch.setattr(pictures, 'MAX_PIXELS', limit)
-        (read_one if is_read else problem_of)(tmp_path / 'x.png')
+        (read_one if is_read else problem_of)(path)
+    os.truncate(str(path), pictures.MAX_FILE_BYTES + 1)
+    assert str(pictures.MAX_FILE_BYTES) in problem_of(path)
 
 
-def test_file_size_is_limited(tmp_path):
-    (tmp_path / 'x.png').write_bytes(encode('PNG'))
-    os.truncate(str(tmp_path / 'x.png'), pictures.MAX_FILE_BYTES + 1)
-    assert str(pictures.MAX_FILE_BYTES) in problem_of(tmp_path / 'x.png')
-
-
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
-    decoding, most, lock = [0], [0], threading.Lock()
-
+def test_only_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     def transpose(picture):
-        with lock:
-            decoding[0] += 1
-            most[0] = max(most[0], decoding[0])
-        time.sleep(0.05)
-        with lock:
-            decoding[0] -= 1
+        alone.append(pictures._decoding_large.locked())
         return picture
 
     mosaic(40, 70).save(str(tmp_path / 'x.png'))
     monkeypatch.setattr(pictures.ImageOps, 'exif_transpose', transpose)
-    monkeypatch.setattr(pictures.os, 'cpu_count', lambda: 4)
-    for limit, expected in (2800, 4), (2799, 1):
-        most[0] = 0
+    for limit, expected in (2800, False), (2799, True):
+        alone = []
         monkeypatch.setattr(pictures, 'LARGE_PIXELS', limit)
-        list(pictures.read([str(tmp_path / 'x.png')] * 8, 32, 8))
-        assert most[0] == expected
+        read(*[tmp_path / 'x.png'] * 3)
+        assert alone == [expected] * 3
 
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(str(tmp_path / 'fifo'))
     for path in tmp_path / 'fifo', tmp_path, '/dev/zero', '/dev/stdin':
         assert problem_of(path) == 'not a regular file'
-    assert problem_of(tmp_path / 'missing') == 'No such file or directory'
-    for name in '', 'a\0b', 'a' * 5000:
+    for name in str(tmp_path / 'missing'), '', 'a\0b', 'a' * 5000:
         problem_of(name)
 
 
@@ -290,22 +227,13 @@ def test_pictures_come_in_order_in_lists(tmp_path):
             assert_similar(image, scaled(images[i]))
 
 
-def test_no_more_pictures_are_taken_than_asked_for(tmp_path):
-    mosaic(40, 70).save(str(tmp_path / 'x.png'))
+def test_no_more_pictures_are_taken_than_asked_for():
     taken = []
-
-    def endless():
-        while True:
-            taken.append(str(tmp_path / 'x.png'))
-            yield taken[-1]
-
-    lists = pictures.read(endless(), 32, 4)
+    lists = pictures.read((taken.append(i) or '' for i in range(99)), 32, 4)
     for expected in 4, 8:
-        assert len(next(lists)) == 4
-        assert len(taken) == expected
+        assert len(next(lists)) == 4 and len(taken) == expected
     lists.close()
     assert len(taken) == 8
-    assert list(pictures.read([], 32, 4)) == []
 
 
 # --- Predictions -----------------------------------------------------------------
@@ -316,9 +244,7 @@ def predict(seven_classes, capsys):
     """Function that predicts in this process. Returns the status, stdout and stderr, as lines."""
 
     def run(*names, **values):
-        defaults = dict(checkpoint_dir=seven_classes.folder, views='1')
-        for name, value in dict(defaults, **values).items():
-            setattr(FLAGS, name, value)
+        harness.set_flags(**dict(dict(checkpoint_dir=seven_classes.folder, views='1'), **values))
         status = cifar10_predict.main([PREDICT, *map(str, names)])
         output = capsys.readouterr()
         return status, output.out.splitlines(), output.err.splitlines()
@@ -370,17 +296,13 @@ def test_variables_are_chosen_by_flags(predict, seven_classes, images, paths):
     assert_json(lines, paths, seven_classes.names, expected)
 
 
-@pytest.mark.parametrize('top_k', [2, 100])
-def test_top_k_classes_are_printed(predict, seven_classes, images, paths, top_k):
-    _, lines, _ = predict(*paths, top_k=top_k)
+def test_top_k_classes_are_printed(predict, seven_classes, images, paths):
+    _, lines, _ = predict(*paths, top_k=2)
     expected = reference.probabilities(seven_classes.averages, images, 1)
     for line, path, row in zip(lines, paths, expected):
-        before, text = line.split(': ')
-        assert before == path
-        printed = [each.rsplit(' ', 1) for each in text.split(', ')]
-        order = row.argsort()[::-1][:top_k]
-        assert [name for name, _ in printed] == [seven_classes.names[i] for i in order]
-        np.testing.assert_allclose([float(value) for _, value in printed], row[order], atol=0.0051)
+        first, second = [seven_classes.names[i] for i in row.argsort()[-2:][::-1]]
+        printed = re.match(f'{path}: {first} (\\S+), {second} (\\S+)$', line).groups()
+        np.testing.assert_allclose(np.float64(printed), np.sort(row)[:-3:-1], atol=0.0051)
 
 
 def test_unreadable_pictures_are_named_and_the_others_classified(predict, paths, tmp_path):
@@ -407,34 +329,16 @@ def test_names_are_escaped_but_exact_in_json(predict, seven_classes, paths, tmp_
 
 
 def test_use_fp16_is_honoured(predict, paths, monkeypatch):
-    asked = []
-    session_config = cifar10_predict.devices.session_config
+    asked, session_config = [], devices.session_config
     monkeypatch.setattr(
-        cifar10_predict.devices,
-        'session_config',
-        lambda use_fp16: asked.append(use_fp16) or session_config(use_fp16),
+        devices, 'session_config', lambda on: asked.append(on) or session_config(on)
     )
-    assert predict(*paths, use_fp16=True)[2][0].startswith('Running on ')
-    assert predict(*paths, use_fp16=False)[2] == []
-    assert asked == [True, False]
-
-
-@pytest.mark.parametrize('classes', [7, 10])
-def test_model_does_not_depend_on_the_data_set(predict, seven_classes, paths, tmp_path, classes):
-    folder = tmp_path / 'data' / reference.DATA_FOLDER
-    folder.mkdir(parents=True)
-    dataset.write_class_names(str(folder), ['a', 'b', 'c'])
-    model = seven_classes.folder if classes == 7 else RESULTS
-    values = dict(data_dir=str(tmp_path / 'data'), checkpoint_dir=model, top_k=100)
-    assert len(predict(*paths, **values)[1][0].split(', ')) == classes
+    for use_fp16 in True, False:
+        assert len(predict(*paths, use_fp16=use_fp16)[2]) == use_fp16
+        assert asked.pop() == use_fp16
 
 
 # --- User errors -----------------------------------------------------------------
-
-
-def test_usage_asks_for_pictures(predict):
-    with pytest.raises(app.UsageError, match='pictures'):
-        predict()
 
 
 def test_missing_checkpoint_is_an_error(predict, paths, tmp_path):
@@ -460,22 +364,15 @@ def test_wrong_number_of_class_names_is_an_error(predict, seven_classes, paths, 
 def test_fresh_clone_classifies_with_the_published_model(start, tmp_path):
     mosaic(300, 451).save(str(tmp_path / 'my cat.png'))
     results = sorted(os.listdir(RESULTS))
-    predict = start(
-        PREDICT,
-        f'--data_dir={tmp_path}/nowhere/data',
-        'my cat.png',
-        before=f'import os; os.chdir({str(tmp_path)!r})',
-    )
-    assert predict.wait() == 0, predict.stderr
-    assert predict.errors == []
+    chdir = f'import os; os.chdir({str(tmp_path)!r})'
+    predict = start(PREDICT, f'--data_dir={tmp_path}/nowhere/data', 'my cat.png', before=chdir)
+    assert (predict.wait(), predict.errors) == (0, [])
     values = reference.read_checkpoint(f'{RESULTS}/model.ckpt-150000')
     averages = {name: values[name + reference.AVERAGE] for name in reference.MODEL}
     image = read_one(tmp_path / 'my cat.png')
-    [expected] = reference.probabilities(averages, image[np.newaxis], 10)
-    best = ', '.join(
-        f'{dataset.CLASS_NAMES[i]} {expected[i]:.2f}' for i in np.argsort(-expected)[:3]
-    )
-    assert predict.lines == [f'my cat.png: {best}']
+    [row] = reference.probabilities(averages, image[np.newaxis], 10)
+    best = [f'{dataset.CLASS_NAMES[i]} {row[i]:.2f}' for i in np.argsort(-row)[:3]]
+    assert predict.lines == [f'my cat.png: {", ".join(best)}']
     assert os.listdir(str(tmp_path)) == ['my cat.png']
     assert sorted(os.listdir(RESULTS)) == results
 
@@ -484,13 +381,12 @@ def test_names_from_stdin_are_answered_at_once(seven_classes, images, tmp_path):
     names = ['a b.png', 'ü,:.png', '-x.png']
     for image, name in zip(images, names):
         Image.fromarray(image).save(str(tmp_path / name))
-    ascii_only = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+    flags = f'--checkpoint_dir={seven_classes.folder}', '--batch_size=1', '--top_k=7', '-'
     process = subprocess.Popen(
-        [sys.executable, os.path.join(harness.FOLDER, PREDICT), '--batch_size=1']
-        + [f'--checkpoint_dir={seven_classes.folder}', '--top_k=7', '-'],
+        [sys.executable, os.path.join(harness.FOLDER, PREDICT), *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=dict(harness.script_environment(), **ascii_only),
+        env=harness.ascii_only(),
         cwd=str(tmp_path),
     )
     for name, printed in zip(names, ['a b.png', '\\udcc3\\udcbc,:.png', '-x.png']):
