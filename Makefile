@@ -62,7 +62,7 @@ data: ## only download CIFAR-10 and verify it
 gpu-check: ## train and evaluate briefly on a GPU and print one row of a table
 	$(RUN) -m tools.gpu_check $(DATA) $(FLAGS)
 test: ## run the tests; they need no data set
-	@$(ENVIRONMENT) --with=tests -- -m pytest -rs --disable-warnings cifar10_test.py tests $(FLAGS)
+	@$(ENVIRONMENT) --with=tests -- -m pytest -q -rs --disable-warnings cifar10_test.py tests $(or $(FLAGS),-n 2 --dist loadgroup)
 lint: ## check the style of the code; ARGS=--fix fixes it
 	@$(ENVIRONMENT) --with=tests -- -m ruff check $(FLAGS)
 	@$(ENVIRONMENT) --with=tests -- -m ruff format $(if $(ARGS),,--check)

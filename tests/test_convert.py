@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 import cifar10_convert
-from support import script, sources
+from support import pictures, script, sources
 from tests import harness, reference
 
 CONVERT = 'cifar10_convert.py'
@@ -506,3 +506,24 @@ def test_usage_asks_for_source_and_data_dir():
         cifar10_convert.main([CONVERT, 'source'])
     with pytest.raises(app.UsageError, match='SOURCE'):
         cifar10_convert.main([CONVERT])
+
+
+# --- Pictures and data sets in other places -------------------------------------
+
+
+@pytest.mark.parametrize('place', ['', 'train/'])
+def test_picture_outside_the_classes_is_rejected(reject, tmp_path, place):
+    counts = {'train/a': 6, 'train/b': 6, 'test/a': 6, 'test/b': 6} if place else {'a': 6, 'b': 6}
+    source = tmp_path / 'source'
+    write_pictures(source, counts)
+    for suffix in pictures.SUFFIXES:
+        stray = source / f'{place}stray{suffix.upper()}'
+        stray.write_bytes(b'')
+        reject(source, f'{stray} is not in the folder of a class', cifar10_convert.LAYOUT)
+        stray.unlink()
+
+
+def test_folder_around_a_data_set_is_not_mistaken_for_pictures(reject, tmp_path):
+    (tmp_path / 'source' / 'cifar-10-batches-py').mkdir(parents=True)
+    (tmp_path / 'source' / 'cifar-10-batches-py' / 'batches.meta').write_bytes(b'')
+    reject(tmp_path / 'source', 'cifar-10-batches-py is. Name that.')

@@ -63,7 +63,8 @@ def trainers(data_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'number, received', [(signal.SIGINT, 2), (signal.SIGTERM, 15), (signal.SIGHUP, 15)]
+    'number, received',
+    [(signal.SIGINT, 2), (signal.SIGTERM, 15), (signal.SIGHUP, 15), (signal.SIGUSR1, 10)],
 )
 def test_launcher_stops_the_chief_by_signal(launch, number, received):
     launcher = launch()

@@ -171,7 +171,7 @@ def start_environment(*arguments, **kwargs):
     )
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signal_ends_the_build_and_its_children(project, number):
     (project / 'pip.sh').write_text('echo $$ >pid; exec sleep 60')
     build = start_environment('--tensorflow=2')

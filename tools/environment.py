@@ -38,7 +38,8 @@ REQUIREMENTS = {
 PICTURES = ['matplotlib>=3.5']
 EXERCISES = ['scipy']
 TESTS = [
-    *('pytest>=7.4,<10', 'ruff>=0.14,<1', 'pyyaml>=5', 'ipykernel>=6', 'jupyter_client>=7'),
+    *('pytest>=7.4,<10', 'pytest-xdist>=3,<4', 'ruff>=0.14,<1', 'pyyaml>=5'),
+    *('ipykernel>=6', 'jupyter_client>=7'),
     *(PICTURES + EXERCISES),
 ]
 EXTRAS = {

@@ -11,7 +11,7 @@ import sys
 import time
 
 job, received = json.loads(os.environ['TF_CONFIG'])['task']['type'], []
-for number in signal.SIGINT, signal.SIGTERM:
+for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1:
     signal.signal(number, lambda number, frame: received.append(number))
 print('pid', os.getpid(), flush=True)
 while not received or 'stuck' in sys.argv:

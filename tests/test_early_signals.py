@@ -1,6 +1,5 @@
-"""Signals at unusual moments: during imports, to the tools, SIGUSR1 everywhere."""
+"""Signals at unusual moments: during imports, and to the check of a GPU."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,8 +7,6 @@ import sys
 import pytest
 
 from tests import harness
-from tests.test_local_cluster import launch  # noqa: F401 -- A fixture.
-from tests.test_make import project, start_environment  # noqa: F401 -- A fixture.
 
 CTRL_C = 'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n'
 
@@ -44,26 +41,6 @@ def test_ctrl_c_during_imports_ends_a_script_of_results_silently(tmp_path, name)
 def test_import_restores_pythons_handler_of_ctrl_c():
     code = 'import support.compat, signal as s; assert s.getsignal(2) is s.default_int_handler'
     assert python('-c', code).returncode == 0
-
-
-def test_launcher_passes_sigusr1_on(launch, tmp_path):  # noqa: F811
-    actor = tmp_path / 'actor.py'
-    actor.write_text(actor.read_text().replace('signal.SIGTERM:', 'signal.SIGTERM, 10:'))
-    launcher = launch()
-    launcher.popen.send_signal(signal.SIGUSR1)
-    launcher.wait_for('^chief    . told 10$')
-    launcher.popen.kill()
-    launcher.wait()
-
-
-def test_sigusr1_ends_a_build_and_its_children(project):  # noqa: F811
-    (project / 'pip.sh').write_text('echo $$ >pid; exec sleep 60')
-    build = start_environment('--tensorflow=2')
-    assert harness.until(lambda: harness.read('pid').strip())
-    build.send_signal(signal.SIGUSR1)
-    build.communicate(timeout=harness.AT_ONCE)
-    assert build.returncode == 128 + signal.SIGUSR1
-    assert not os.path.exists(f'/proc/{harness.read("pid").strip()}')
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
