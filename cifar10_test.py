@@ -381,8 +381,7 @@ def test_training_queue_has_20000_images_and_16_threads(folder, capsys):
     _, examples = tf.get_collection(tf.GraphKeys.QUEUE_RUNNERS)
     assert len(examples.enqueue_ops) == 16
     assert examples.queue.queue_ref.op.get_attr('min_after_dequeue') == 20000
-    ops = tf.get_default_graph().get_operations()
-    assert {op.device for op in ops} == {'/device:CPU:0'}
+    assert {op.device for op in tf.get_default_graph().get_operations()} == {'/device:CPU:0'}
 
 
 # --- Evaluation input --------------------------------------------------------
@@ -433,8 +432,7 @@ def test_one_epoch_returns_each_record_once(folder, eval_data, names, counts, ba
     images, labels = cifar10_input.inputs(eval_data, str(folder), batch_size, num_epochs=1)
     assert (images.dtype, images.shape.as_list()) == (tf.float32, [None, 24, 24, 3])
     assert (labels.dtype, labels.shape.as_list()) == (tf.int32, [None])
-    ops = tf.get_default_graph().get_operations()
-    assert {op.device for op in ops} == {'/device:CPU:0'}
+    assert {op.device for op in tf.get_default_graph().get_operations()} == {'/device:CPU:0'}
     _, examples = tf.get_collection(tf.GraphKeys.QUEUE_RUNNERS)
     assert len(examples.enqueue_ops) == 16
 
@@ -590,15 +588,19 @@ def test_loss_is_cross_entropy_plus_decay():
     np.testing.assert_allclose(total_loss, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize('scope', ['', 'cost', 'tower_0', 'tower_12 cost'])
+@pytest.mark.parametrize('scopes', [[], ['cost'], ['tower_0'], ['tower_12', 'cost']])
 @pytest.mark.parametrize('dtype', [np.uint8, np.int64])
-def test_first_loss_is_4_68(scope, dtype):
+def test_first_loss_is_4_68(scopes, dtype):
     batch, labels = example_batch(128)
-    tf.add_to_collection('losses', tf.constant(1000.0 if 'tower' in scope else 0.0))
-    with contextlib.ExitStack() as scopes:
-        for name in scope.split():
-            scopes.enter_context(tf.name_scope(name))
-        total_loss = cifar10.loss(cifar10.inference(batch), labels.astype(dtype))
+    is_tower = 'tower' in str(scopes)
+    tf.add_to_collection('losses', tf.constant(1000.0 if is_tower else 0.0))
+    with contextlib.ExitStack() as stack:
+        if is_tower:
+            stack.enter_context(tf.name_scope(scopes[0]))
+        logits = cifar10.inference(batch)
+        for name in scopes[is_tower:]:
+            stack.enter_context(tf.name_scope(name))
+        total_loss = cifar10.loss(logits, labels.astype(dtype))
     squares = (2304 * 384 + 384 * 192) * (0.8796 * 0.04) ** 2
     with initialized() as session:
         assert abs(session.run(total_loss) - (np.log(10) + 0.002 * squares)) < 0.1
