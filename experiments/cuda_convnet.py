@@ -1,11 +1,11 @@
 """The networks of cuda-convnet, trained by their own recipes.
 
-13pct reached an error of 12.4 % with ten views and 15.1 % with one after 54,688 updates, trained on
-all five files from the start: one run, bfloat16, TensorFlow 2.21, one core of an Intel Xeon with AMX.
-An update took 0.06 s while the other core was idle, so 55 minutes in all; the run shared the machine
-and took longer. Krizhevsky's log has 12.6 % with ten views. An earlier sketch, other code with the
-same recipe, reached 12.1 % and 14.8 % (one run). Not trained yet: 11pct, 13pct with four files first,
-and 13pct in float32.
+13pct reached an error of 12.4 % with ten views and 15.1 % with one after 54,688 updates. This was
+one run, with all five files from the start, in bfloat16, with TensorFlow 2.21 on one core of an
+Intel Xeon with AMX. The median update took 0.068 s, which makes 62 minutes; the run was also paused
+now and then. Krizhevsky's log has 12.6 % with ten views. An earlier sketch, other code with the
+same recipe, reached 12.1 % and 14.8 % (one run). Not trained yet: 11pct, 13pct with four files
+first, and 13pct in float32.
 
     python -m experiments.cuda_convnet --net=13pct --use_fp16
     python -m experiments.cuda_convnet --net=11pct --use_fp16

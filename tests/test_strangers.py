@@ -5,6 +5,9 @@ import socket
 import threading
 import time
 
+import pytest
+
+from support import cluster as cluster_module, tf_config
 from tests.clusters import CHIEF, WORKER
 from tests.test_distributed import new_cluster  # noqa: F401 -- A fixture.
 
@@ -51,3 +54,12 @@ def test_slow_stranger_at_a_workers_address_is_left(new_cluster):  # noqa: F811
         caller.close()
     cluster.start('--max_steps=2', names=[WORKER])
     cluster.assert_finished(2)
+
+
+def test_worker_of_another_cluster_is_rejected():
+    machines = tf_config.parse(tf_config.EXAMPLE)
+    here, there = socket.socketpair()
+    with here, there, here.makefile('rb') as file:
+        there.sendall(b'{"cluster": {}, "task": [], "facts": {}}\n')
+        with pytest.raises(ValueError, match='another TF_CONFIG'):
+            cluster_module._Workers(machines)._exchange(machines.tasks[1], here, file)
