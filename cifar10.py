@@ -22,7 +22,7 @@ flags.DEFINE_string('data_dir', '/tmp/cifar10_data', 'Folder of the data set.')
 flags.DEFINE_bool('use_fp16', False, 'Compute in 16 bits where that is faster.')
 flags.adopt_module_key_flags(dataset)
 
-# Names of the classic module. Programs assign other values to those that are used below.
+# Programs read these, and may assign DATA_URL, NUM_CLASSES and NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN.
 DATA_URL = dataset.DATA_URL
 IMAGE_SIZE = cifar10_input.IMAGE_SIZE
 NUM_CLASSES = cifar10_input.NUM_CLASSES
@@ -70,7 +70,7 @@ def distorted_inputs():
 
 def inputs(eval_data, num_epochs=None, num_views=1):
     """cifar10_input.inputs() with the flags' values, shown in TensorBoard."""
-    batch_size = max(1, FLAGS.batch_size // num_views)  # The network sees each view of an image.
+    batch_size = max(1, FLAGS.batch_size // num_views)  # The network gets --batch_size views.
     images, labels = cifar10_input.inputs(
         eval_data, data_folder(), batch_size, num_epochs, num_views
     )
@@ -209,8 +209,8 @@ def loss(logits, labels):
       labels: [n] integers of any type.
 
     Returns:
-      Scalar: the sum of the collection 'losses'. In the name scope of a tower, 'tower_0' or
-        'tower_1' ..., only of that tower's terms.
+      Scalar: the sum of the terms in the collection 'losses'. In the name scope of a tower, such
+        as 'tower_0', only the terms of that tower count.
     """
     labels = tf.cast(labels, tf.int64)
     cross_entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
@@ -250,11 +250,12 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
       global_step: the variable that counts the steps.
 
     Returns:
-      The training op: to run it once is one training step.
+      The training op. Running it once is one training step.
     """
     update_variables = optimizer.apply_gradients(gradients, global_step)
     # Because of global_step the decay is min(0.9999, (1 + step) / (10 + step)), where step is the
-    # number of updates so far, this one included. So the first averages follow quickly.
+    # number of updates so far, this one included. It is low at the start, so that the averages
+    # soon forget the initial values.
     average = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY, global_step)
     with tf.control_dependencies([update_variables]), tf.device('/cpu:0'):
         update_averages = average.apply(tf.trainable_variables())

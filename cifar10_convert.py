@@ -25,7 +25,6 @@ import pathlib
 import random
 import shutil
 import sys
-import time
 
 from absl import app
 
@@ -40,7 +39,6 @@ flags.declare_key_flag('data_dir')
 
 SEED = 1
 PICTURES_AT_A_TIME = 256
-PROGRESS_SECS = 10
 
 TRAINING_NAMES = 'train', 'training'
 TEST_NAMES = 'test', 'testing', 'val', 'valid', 'validation'
@@ -152,11 +150,7 @@ def records(examples):
     paths_or_arrays = (picture for _, picture in examples)
     lists = pictures.read(paths_or_arrays, cifar10_input.RECORD_SIZE, PICTURES_AT_A_TIME)
     results = itertools.chain.from_iterable(lists)
-    next_progress = time.time() + PROGRESS_SECS
-    for done, ((label, _), (picture, image, problem)) in enumerate(zip(examples, results)):
-        if time.time() > next_progress:
-            print(f'{done} of {len(examples)} pictures')
-            next_progress = time.time() + PROGRESS_SECS
+    for (label, _), (picture, image, problem) in zip(examples, results):
         if problem:
             print(script.printable(f'{picture}: {problem}'), file=sys.stderr)
             yield None
@@ -175,7 +169,7 @@ def write_data_set(source, folder):
     examples = training + test
     halves = ['training'] * len(training) + ['test'] * len(test)
     written = {'training': [], 'test': []}
-    unreadable = 0
+    done = unreadable = 0
     with contextlib.ExitStack() as stack:
         files = {
             half: itertools.cycle([stack.enter_context(open(path, 'wb')) for path in paths])
@@ -184,7 +178,9 @@ def write_data_set(source, folder):
                 ('test', cifar10_input.data_files(True, folder)),
             )
         }
+        stack.enter_context(script.progress(lambda: f'{done} of {len(examples)} pictures'))
         for half, (label, _), record in zip(halves, examples, records(examples)):
+            done += 1
             if record:
                 next(files[half]).write(record)
                 written[half].append(label)

@@ -93,7 +93,7 @@ def main(argv=None):
         FLAGS.checkpoint_dir = FLAGS.train_dir
         return cifar10_eval.main()
     if machines.me == machines.chief:
-        script.output_folder('train_dir')  # An error comes before a download.
+        script.output_folder('train_dir')  # Fail before the download, which takes minutes.
     cifar10.maybe_download_and_extract()
     print(devices.describe(FLAGS.use_fp16, FLAGS.num_gpus))
     return train()

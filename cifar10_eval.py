@@ -6,8 +6,8 @@
 
 Precision @ 1, the accuracy, is the fraction of images whose most probable class is the label. Every
 image counts exactly once. The variables are replaced by their moving averages. With --views=10 the
-probabilities are averages over ten views of an image, which gives a higher accuracy. At its last
-step, the trainer writes a file `finished`; when that step is evaluated, the evaluator ends.
+probabilities are averages over ten views of an image, which gives a higher accuracy. The
+trainer writes a file `finished` at its last step. The evaluator ends after evaluating that step.
 """
 
 from datetime import datetime
@@ -62,8 +62,8 @@ def correct_predictions(model):
 def model_variables():
     """Dict of name in the checkpoint -> tf.Variable, for the variables of the model."""
     if FLAGS.use_moving_averages:
-        # Averages nothing. It maps names in the checkpoint, conv1/weights/ExponentialMovingAverage
-        # for example, to variables, here conv1/weights.
+        # This object computes no averages here. It knows under which name a checkpoint holds the
+        # average of each variable: conv1/weights/ExponentialMovingAverage for conv1/weights.
         average = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
         return average.variables_to_restore(tf.trainable_variables())
     return {variable.op.name: variable for variable in tf.trainable_variables()}

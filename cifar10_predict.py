@@ -78,8 +78,7 @@ def restore(session, path):
     """Assigns the values in a checkpoint to the variables of class_probabilities()."""
     variables = cifar10_eval.model_variables()
     checkpoints.check(path, variables)
-    with checkpoints.reading(path):
-        tf.train.Saver(variables).restore(session, path)
+    checkpoints.restore(session, path, variables)
 
 
 def describe(picture, class_names, probabilities):

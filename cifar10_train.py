@@ -72,14 +72,14 @@ def loop(run, train_op, loss, images_per_step, master=''):
       images_per_step: on all towers together.
       master: address of the tf.train.Server that runs the session; '' for this process.
     """
-    # Without this, TensorFlow might read the step before the update.
+    # Without this dependency, TensorFlow could read the step before the update.
     with tf.control_dependencies([train_op]):
         steps_done = tf.train.get_global_step().read_value()
     config = devices.session_config(FLAGS.use_fp16, FLAGS.log_device_placement)
     step = logged = run.step
     logged_at = time.monotonic()
-    # A tf.train.SingularMonitoredSession. It sets the variables and starts the queue runners. Its
-    # hooks save checkpoints and summaries, and end the loop.
+    # A tf.train.SingularMonitoredSession. It initializes or restores the variables and starts the
+    # queue runners. Its hooks save checkpoints, write summaries and end the loop.
     with run.session(
         loss, FLAGS.save_checkpoint_secs, FLAGS.max_to_keep, config, master
     ) as session:

@@ -106,8 +106,7 @@ def predict(checkpoint):
         variables = cifar10_eval.model_variables()
         checkpoints.check(checkpoint, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
-            with checkpoints.reading(checkpoint):
-                tf.train.Saver(variables).restore(session, checkpoint)
+            checkpoints.restore(session, checkpoint, variables)
             predicted = np.concatenate(
                 [
                     session.run(probabilities, {batch: part})

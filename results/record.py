@@ -129,8 +129,7 @@ def precision(path, averages):
         checkpoints.check(path, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
             session.run(tf.local_variables_initializer())
-            with checkpoints.reading(path):
-                tf.train.Saver(variables).restore(session, path)
+            checkpoints.restore(session, path, variables)
             correct, _, _ = cifar10_eval.count_correct(session, is_correct, total, tf.no_op())
     return correct / total
 

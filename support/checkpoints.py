@@ -56,10 +56,10 @@ def evaluation_folder_of(place):
 
 
 def output_folder_beside(flag, checkpoint_flag):
-    """Returns the folder that `flag` names, made ready as in script.output_folder().
+    """As script.output_folder(flag), with a default that depends on another flag.
 
-    Its default is for the default of `checkpoint_flag`. For another folder of checkpoints, RUN, it
-    is RUN_eval: two models in one folder would be one curve in TensorBoard.
+    The usual default is used with the default of `checkpoint_flag`. With any other folder RUN, the
+    default is RUN_eval, because TensorBoard would join two models in one folder into one curve.
     """
     flags = script.FLAGS
     place = script.local_path(checkpoint_flag)
@@ -161,13 +161,13 @@ def reading(path):
         yield
     except (tf.errors.OpError, ValueError, IndexError) as error:  # IndexError: truncated, in 2.x.
         reason = getattr(error, 'message', None) or str(error)
-        # saver.restore() starts with a guess of its own, and then quotes the error.
+        # saver.restore() puts a guess at the cause before the original error.
         reason = reason.split('Original error:')[-1]
         raise script.UserError(f'{path}: ' + reason.strip().split('\n')[0])
 
 
 def expect_regular(*files):
-    """Rejects pipes, for whose writer TensorFlow would wait, and devices, which may never end."""
+    """Rejects pipes and devices: TensorFlow would wait for a writer, or read without end."""
     for file in files:
         if os.path.exists(file) and not os.path.isfile(file):
             raise script.UserError(f'{file} is not a regular file')

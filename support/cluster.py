@@ -334,7 +334,7 @@ def _receive(file):
 
 
 def _receive_soon(sock, file):
-    """As _receive(), but ends a connection on which a stranger sends a byte now and then."""
+    """As _receive(), but the whole message has to arrive within ANSWER_SECS."""
 
     def hang_up():
         with contextlib.suppress(OSError):  # It was closed just now.

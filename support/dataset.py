@@ -59,7 +59,6 @@ CLASS_NAMES_FILE = 'batches.meta.txt'
 OTHER_FORMATS = 'data_batch_1', 'trainLabels.csv', 'fine_label_names.txt', 'train_32x32.mat'
 
 STALL_SECS = 30  # How long a source may send nothing.
-PROGRESS_SECS = script.PROGRESS_SECS
 MAX_ARCHIVE_BYTES = 1 << 28  # The official archive has 170 MB.
 TMP_PREFIX = '.download-'
 
@@ -163,7 +162,7 @@ def _missing_files(folder):
     """Returns the names of the files that do not exist; rejects those that cannot be used."""
     present = [name for name in SHA256 if os.path.lexists(os.path.join(folder, name))]
     missing = [name for name in SHA256 if name not in present]
-    with script.progress(lambda: f'Still reading {folder}', PROGRESS_SECS):
+    with script.progress(lambda: f'Still reading {folder}'):
         foreign = [name for name in present if not _is_official(os.path.join(folder, name))]
     if foreign and len(foreign) < len(SHA256):
         raise script.UserError(
@@ -252,9 +251,7 @@ def _fetch(missing, folder, data_dir, data_url):
         print(script.printable(f'Getting CIFAR-10 from {source}.'))
         with tempfile.TemporaryDirectory(prefix=TMP_PREFIX, dir=folder) as tmp:
             try:
-                with script.progress(
-                    lambda: f'Still getting CIFAR-10: {_size(tmp) >> 20} MiB', PROGRESS_SECS
-                ):
+                with script.progress(lambda: f'Still getting CIFAR-10: {_size(tmp) >> 20} MiB'):
                     for name, contents in read(source, tmp):
                         with open(os.path.join(tmp, name), 'wb') as file:
                             file.write(contents)

@@ -71,12 +71,12 @@ def reject_flags(*names):
 
 
 @contextlib.contextmanager
-def progress(describe, seconds=PROGRESS_SECS):
-    """Prints what describe() returns, and how long it took, every so many seconds."""
+def progress(describe):
+    """Prints what describe() returns and the time that has passed, every PROGRESS_SECS seconds."""
     started, done = time.monotonic(), threading.Event()
 
     def report():
-        while not done.wait(seconds):
+        while not done.wait(PROGRESS_SECS):
             with contextlib.suppress(OSError):  # A file was renamed just now.
                 print(f'{describe()} after {time.monotonic() - started:.0f} s')
 
@@ -120,8 +120,8 @@ def local_path(flag):
         raise UserError(f'--{flag} is empty. Name a folder.')
     if re.match(r'\w+://', path):
         raise UserError(f'--{flag}={path}: only local folders are supported')
-    # TensorFlow takes the name of a checkpoint for a pattern, and does not find it there. It reads
-    # data files by their exact names.
+    # TensorFlow treats the path of a checkpoint as a pattern, so it does not find one with these
+    # characters. Data files have no such limit.
     if flag != 'data_dir' and re.search(r'[\[\\]|//$', path):
         raise UserError(f'--{flag}={path}: TensorFlow cannot use a path with [ or \\ or a final //')
     return path
@@ -165,7 +165,7 @@ def locked(folder, busy, wait=False):
             if not wait:
                 raise UserError(busy)
             print(busy, file=sys.stderr)
-            with progress(lambda: 'Still waiting', PROGRESS_SECS):
+            with progress(lambda: 'Still waiting'):
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # Some file systems have no locks.
             print(f'Warning: cannot lock {folder}: {error.strerror}', file=sys.stderr)

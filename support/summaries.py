@@ -36,9 +36,10 @@ def scalar(tag, value):
 
 
 def histogram(tag, values):
-    """Shows a distribution. Values that are not finite count as 0: tf.summary.histogram() raises.
+    """Shows a distribution. Replaces values that are not finite by 0.
 
-    In float16, gradients may overflow; the optimizer then skips the step.
+    tf.summary.histogram() raises for them. In float16, gradients may overflow; the optimizer then
+    skips the step.
     """
     values = tf.convert_to_tensor(values)
     finite = tf.where(tf.is_finite(values), values, tf.zeros_like(values))
@@ -47,7 +48,7 @@ def histogram(tag, values):
 
 
 def losses(total_loss):
-    """Shows the total loss and its terms, means over the towers, raw and as moving averages.
+    """Shows the total loss and its terms, each the mean over the towers: raw and averaged.
 
     Args:
       total_loss: scalar, the sum of the terms in the collection 'losses'.

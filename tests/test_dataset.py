@@ -275,7 +275,7 @@ def test_error_of_the_last_source_says_what_to_do(
 
 
 def test_progress_is_printed_while_waiting(data_dir, npm, monkeypatch, capsys):
-    monkeypatch.setattr(dataset, 'PROGRESS_SECS', 0.1)
+    monkeypatch.setattr(script, 'PROGRESS_SECS', 0.1)
     npm('head -c 3000000 /dev/zero >cache; sleep 0.5; exit 3')
     with pytest.raises(script.UserError):
         fetch()
