@@ -244,6 +244,9 @@ def test_make_reports_a_wrong_argument_before_it_installs(target, argument, part
 def test_documents_mention_only_targets_that_exist():
     targets = re.findall(r'^  make (\S+)', make('help').stdout, re.MULTILINE)
     assert targets[:4] == ['help', 'train', 'eval', 'tensorboard']
+    # The Makefile has one rule for all soak-%.
+    soak = glob.glob(os.path.join(harness.FOLDER, 'tests', 'soak', '*.py'))
+    targets += ['soak-' + os.path.basename(path)[: -len('.py')] for path in soak]
     for pattern in '*.md', 'docs/*.md', 'results/*.md', '*.py', '.ci/run':
         for path in glob.glob(os.path.join(harness.FOLDER, pattern)):
             found = re.findall(r'(?:`|^ *|or: )make ([a-z-]+)', harness.read(path), re.MULTILINE)
