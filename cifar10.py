@@ -13,7 +13,7 @@ Images are [batch, 24, 24, 3] float32, labels [batch] integers, logits [batch, 1
 import os
 
 import cifar10_input
-from support import dataset, devices, flags, summaries
+from support import dataset, devices, flags, summaries, views
 from support.compat import tf
 
 FLAGS = flags.FLAGS
@@ -72,7 +72,7 @@ def inputs(eval_data, num_epochs=None, num_views=1):
     """cifar10_input.inputs() with the flags' values, shown in TensorBoard."""
     batch_size = max(1, FLAGS.batch_size // num_views)  # The network gets --batch_size views.
     images, labels = cifar10_input.inputs(
-        eval_data, data_folder(), batch_size, num_epochs, num_views
+        eval_data, data_folder(), batch_size, num_epochs, views.cropper(num_views, IMAGE_SIZE)
     )
     tf.summary.image('images', tf.reshape(images, [-1, *images.shape.as_list()[-3:]]))
     return images, labels

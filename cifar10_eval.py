@@ -11,11 +11,10 @@ trainer writes a file `finished` at its last step. The evaluator ends after eval
 """
 
 from datetime import datetime
-import os
 
 import cifar10
 import cifar10_input
-from support import checkpoints, dataset, devices, events, flags, script
+from support import checkpoints, devices, events, flags, script, views
 from support.compat import tf
 
 FLAGS = flags.FLAGS
@@ -34,28 +33,14 @@ flags.DEFINE_bool('use_moving_averages', True, 'Evaluate the moving averages of 
 flags.adopt_module_key_flags(cifar10)
 
 
-def probabilities(images, model=cifar10):
-    """Builds the network up to the probabilities of the classes, means over an image's views.
-
-    Args:
-      images: [n, height, width, 3], or [n, num_views, height, width, 3].
-      model: a module or object with the function inference.
-
-    Returns:
-      [n, num_classes] float32.
-    """
-    *num_views, height, width, depth = images.shape.as_list()[1:]
-    per_view = tf.nn.softmax(model.inference(tf.reshape(images, [-1, height, width, depth])))
-    return tf.reduce_mean(tf.reshape(per_view, [-1, *(num_views or [1]), per_view.shape[1]]), 1)
-
-
 def correct_predictions(model):
     """Builds the network on its test input. [n] bool: is the most probable class the label?"""
     images, labels = model.inputs(
         FLAGS.eval_data == 'test', num_epochs=1, num_views=int(FLAGS.views)
     )
     # Not tf.nn.in_top_k: it counts a tie between all classes as correct.
-    predictions = tf.argmax(probabilities(images, model), 1, output_type=tf.int32)
+    probabilities = views.probabilities(model.inference, images)
+    predictions = tf.argmax(probabilities, 1, output_type=tf.int32)
     return tf.equal(predictions, tf.cast(labels, tf.int32))
 
 
@@ -85,12 +70,10 @@ def count_correct(session, is_correct, num_examples, summary_op):
     results, summary = [], None
     try:
         with script.progress(lambda: f'{len(results)} of {num_examples} images'):
+            batch, summary = session.run([is_correct, summary_op])
+            results.extend(batch)
             while len(results) < num_examples:
-                if summary is None:
-                    batch, summary = session.run([is_correct, summary_op])
-                else:
-                    batch = session.run(is_correct)
-                results.extend(batch)
+                results.extend(session.run(is_correct))
     except tf.errors.OutOfRangeError:
         pass  # All images were read, or a thread failed: then join() raises its error.
     finally:
@@ -121,10 +104,7 @@ def evaluate(model=cifar10):
     """Prints the precision @ 1 of checkpoints of a model, and writes it for TensorBoard."""
     eval_dir = checkpoints.output_folder_beside('eval_dir', 'checkpoint_dir')
     once = FLAGS.run_once or checkpoints.is_single(FLAGS.checkpoint_dir)
-    if once:
-        paths = [checkpoints.newest_required('checkpoint_dir')]
-    else:
-        paths = checkpoints.as_they_come('checkpoint_dir', FLAGS.eval_interval_secs)
+    paths = checkpoints.as_they_come('checkpoint_dir', None if once else FLAGS.eval_interval_secs)
     with tf.Graph().as_default() as graph:
         is_correct = correct_predictions(model)
         variables = model_variables()
@@ -138,17 +118,9 @@ def evaluate(model=cifar10):
         for path in paths:
             # A new session has new queues, so the input starts from the beginning.
             with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
-                try:
-                    dataset.expect_same_classes(
-                        os.path.dirname(path), 'checkpoint_dir', cifar10.data_folder()
-                    )
-                    checkpoints.check(path, variables)
-                    with checkpoints.reading(path):
-                        saver.restore(session, path)
-                except script.UserError as error:
-                    if once:
-                        raise
-                    print(f'Skipping {script.printable(str(error))}')
+                if not checkpoints.restore_usable(
+                    session, saver, path, variables, cifar10.data_folder(), or_raise=once
+                ):
                     continue
                 num_images = num_examples()
                 print(f'Evaluating {path} on {num_images} images.')

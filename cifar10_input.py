@@ -143,20 +143,9 @@ def distort(images):
     return standardize(random_contrast(random_brightness(images)))
 
 
-def fixed_views(images, num_views):
-    """[n, 32, 32, 3] -> [n, num_views, 24, 24, 3]: crops without randomness.
-
-    One view is the center. Ten views are, as in cuda-convnet, the center, the four corners, and
-    the mirror images of these five.
-    """
-    last = RECORD_SIZE - IMAGE_SIZE
-    corners = [(last // 2, last // 2)]
-    if num_views == 10:
-        corners += [(0, 0), (0, last), (last, 0), (last, last)]
-    views = [images[:, y : y + IMAGE_SIZE, x : x + IMAGE_SIZE] for y, x in corners]
-    if num_views == 10:
-        views += [view[:, :, ::-1] for view in views]
-    return tf.stack(views, axis=1)
+def central_crop(images):
+    """[n, 32, 32, 3] -> [n, 24, 24, 3]."""
+    return tf.image.resize_image_with_crop_or_pad(images, IMAGE_SIZE, IMAGE_SIZE)
 
 
 # --- Batches -------------------------------------------------------------------
@@ -202,7 +191,9 @@ def distorted_inputs(data_dir, batch_size, distort=distort, min_fraction_of_exam
     return images, labels
 
 
-def inputs(eval_data, data_dir, batch_size, num_epochs=None, num_views=1, standardize=standardize):
+def inputs(
+    eval_data, data_dir, batch_size, num_epochs=None, crop=central_crop, standardize=standardize
+):
     """Batches of undistorted images from the test set or the training set. Pinned to the CPU.
 
     Args:
@@ -212,12 +203,11 @@ def inputs(eval_data, data_dir, batch_size, num_epochs=None, num_views=1, standa
       num_epochs: None for endless batches. 1 for one pass: each record once, in no fixed order. Its
         last batch may be smaller. TensorFlow counts the epochs in a local variable, so run
         tf.local_variables_initializer() first.
-      num_views: 1 or 10; see fixed_views().
-      standardize: function that prepares float32 crops, 0 to 255, for the network; by default the
-        one above.
+      crop, standardize: functions that make images for the network from [n, 32, 32, 3], 0 to 255,
+        first uint8, then float32; by default the ones above.
 
     Returns:
-      images: [n, 24, 24, 3] float32, central crops; with ten views [n, 10, 24, 24, 3].
+      images: [n, 24, 24, 3] float32, each with mean 0 and standard deviation 1.
       labels: [n] int32. n is batch_size, but unknown (None) with `num_epochs`.
 
     Raises:
@@ -229,9 +219,7 @@ def inputs(eval_data, data_dir, batch_size, num_epochs=None, num_views=1, standa
             data_files(eval_data, data_dir), num_epochs=num_epochs, shuffle=False
         )
         record = read_cifar10(filename_queue, RECORDS_PER_READ)
-        views = fixed_views(record.uint8image, num_views)
-        images = views[:, 0] if num_views == 1 else views
-        images = standardize(tf.cast(images, tf.float32))
+        images = standardize(tf.cast(crop(record.uint8image), tf.float32))
         return tf.train.batch(
             [images, record.label[:, 0]],
             batch_size=batch_size,

@@ -31,17 +31,11 @@ def shared_batches(model):
     batch. Instead, each tower takes its own batch from this queue.
     """
     images, labels = model.distorted_inputs()
-    capacity = 2 * FLAGS.num_gpus
+    types, shapes = [images.dtype, labels.dtype], [images.shape, labels.shape]
     with tf.device('/cpu:0'):
-        batches = tf.FIFOQueue(
-            capacity, [images.dtype, labels.dtype], [images.shape, labels.shape], name='batches'
-        )
+        batches = tf.FIFOQueue(2 * FLAGS.num_gpus, types, shapes, name='batches')
         enqueue = batches.enqueue([images, labels])
         tf.train.add_queue_runner(tf.train.QueueRunner(batches, [enqueue]))  # One op, one thread.
-        tf.summary.scalar(
-            f'input/batches/fraction_of_{capacity}_full',
-            tf.cast(batches.size(), tf.float32) / capacity,
-        )
     return batches
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import cifar10
 import cifar10_eval
 import cifar10_input
-from support import checkpoints, dataset, devices, flags, pictures, script
+from support import checkpoints, dataset, devices, flags, pictures, script, views
 from support.compat import tf
 
 FLAGS = flags.FLAGS
@@ -69,9 +69,9 @@ class Model:
 
 def class_probabilities(images, num_classes):
     """[n, 32, 32, 3] uint8 -> [n, num_classes] float32, means over the --views of an image."""
-    views = cifar10_input.fixed_views(images, int(FLAGS.views))
-    standardized = cifar10_input.standardize(tf.cast(views, tf.float32))
-    return cifar10_eval.probabilities(standardized, Model(num_classes))
+    crops = views.crop(images, int(FLAGS.views), cifar10_input.IMAGE_SIZE)
+    standardized = cifar10_input.standardize(tf.cast(crops, tf.float32))
+    return views.probabilities(Model(num_classes).inference, standardized)
 
 
 def restore(session, path):

@@ -35,7 +35,7 @@ import cifar10_eval
 import cifar10_input
 import cifar10_multi_gpu_train
 import cifar10_train
-from support import checkpoints, devices
+from support import checkpoints, devices, views
 from support.compat import tf
 from tests import reference
 
@@ -455,12 +455,12 @@ def test_evaluation_images_are_standardized_central_crops(folder):
 
 def test_ten_views_are_center_corners_and_mirror_images():
     pixels = reference.random_images(3)
-    views = evaluate(cifar10_input.fixed_views(tf.constant(pixels), 10))
-    assert views.shape == (3, 10, 24, 24, 3)
+    found = evaluate(views.crop(tf.constant(pixels), 10, 24))
+    assert found.shape == (3, 10, 24, 24, 3)
     for i, (y, x) in enumerate([(4, 4), (0, 0), (0, 8), (8, 0), (8, 8)]):
         window = pixels[:, y : y + 24, x : x + 24]
-        np.testing.assert_array_equal(views[:, i], window)
-        np.testing.assert_array_equal(views[:, i + 5], window[:, :, ::-1])
+        np.testing.assert_array_equal(found[:, i], window)
+        np.testing.assert_array_equal(found[:, i + 5], window[:, :, ::-1])
 
 
 # --- The model ---------------------------------------------------------------

@@ -127,9 +127,9 @@ def accuracy(distort, images, labels):
         logits = inference(distort(tf.gather(images, batch)))
         loss = cifar10.loss(logits, tf.gather(labels, batch))
         step = tf.train.MomentumOptimizer(0.02, 0.9).minimize(loss)
-        centers = tf.cast(cifar10_input.fixed_views(tf.constant(images[NUM_TRAIN:]), 1), tf.float32)
+        centers = tf.cast(cifar10_input.central_crop(images[NUM_TRAIN:]), tf.float32)
         with tf.variable_scope('', reuse=True):
-            predictions = tf.argmax(inference(cifar10_input.standardize(centers[:, 0])), 1)
+            predictions = tf.argmax(inference(cifar10_input.standardize(centers)), 1)
         session.run(tf.global_variables_initializer())
         for _ in range(STEPS):
             session.run(step)

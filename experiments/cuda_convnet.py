@@ -25,7 +25,7 @@ import cifar10
 import cifar10_input
 import cifar10_train
 from experiments import train_and_evaluate
-from support import devices, flags, script
+from support import devices, flags, script, views
 from support.compat import tf
 
 Net = collections.namedtuple('Net', 'is_normalized local3_filters fc10_decay steps four_file_steps')
@@ -94,7 +94,12 @@ def inputs(eval_data, num_epochs=None, num_views=1):
     batch_size = max(1, FLAGS.batch_size // num_views)
     mean = mean_image()
     return cifar10_input.inputs(
-        eval_data, cifar10.data_folder(), batch_size, num_epochs, num_views, lambda x: x - mean
+        eval_data,
+        cifar10.data_folder(),
+        batch_size,
+        num_epochs,
+        crop=views.cropper(num_views, cifar10_input.IMAGE_SIZE),
+        standardize=lambda crops: crops - mean,
     )
 
 

@@ -101,8 +101,8 @@ def predict(checkpoint):
     images = records[:, 1:].reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
     with tf.Graph().as_default():
         batch = tf.placeholder(tf.uint8, [None, size, size, 3])
-        views = tf.cast(cifar10_input.fixed_views(batch, 1), tf.float32)
-        probabilities = cifar10_eval.probabilities(cifar10_input.standardize(views))
+        crops = tf.cast(cifar10_input.central_crop(batch), tf.float32)
+        probabilities = tf.nn.softmax(cifar10.inference(cifar10_input.standardize(crops)))
         variables = cifar10_eval.model_variables()
         checkpoints.check(checkpoint, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from support import script
+from support import dataset, script
 from support.compat import tf
 
 FIRST_REPORT_SECS = 10  # The first line about a missing checkpoint; then after 20, 40, 80, ...
@@ -117,11 +117,16 @@ def newest_required(flag):
 def as_they_come(flag, interval_secs):
     """Yields the newest checkpoint in the folder that a flag names, and later ones as they appear.
 
-    At most one in `interval_secs`, each time the newest, until training has finished.
+    At most one in `interval_secs`, each time the newest, until training has finished. With None,
+    only the newest one; then the flag may also name that checkpoint.
 
     Raises:
-      script.UserError: there are checkpoints, but the state file names none of them.
+      script.UserError: there is no checkpoint and nothing to wait for, or the state file names none
+        of those that there are.
     """
+    if interval_secs is None:
+        yield newest_required(flag)
+        return
     folder = script.local_path(flag)
     expect_regular(os.path.join(folder, 'checkpoint'), _finished_file(folder))
     state = tf.train.get_checkpoint_state(folder)
@@ -216,6 +221,31 @@ def restore(session, path, variables):
         values = {name: reader.get_tensor(name) for name in variables}
     for name, variable in variables.items():
         variable.load(values[name], session)
+
+
+def restore_usable(session, saver, path, variables, data_folder, or_raise):
+    """Restores a checkpoint for evaluation.
+
+    Args:
+      saver: a tf.train.Saver of the variables.
+      variables: dict of name in the checkpoint -> tf.Variable.
+      data_folder: the folder of the data set, whose classes have to be those of the model.
+      or_raise: raise a script.UserError if the checkpoint is unusable.
+
+    Returns:
+      True, or False for an unusable checkpoint, after printing what is wrong with it.
+    """
+    try:
+        dataset.expect_same_classes(os.path.dirname(path), 'checkpoint_dir', data_folder)
+        check(path, variables)
+        with reading(path):
+            saver.restore(session, path)
+    except script.UserError as error:
+        if or_raise:
+            raise
+        print(f'Skipping {script.printable(str(error))}')
+        return False
+    return True
 
 
 # --- Saving --------------------------------------------------------------------

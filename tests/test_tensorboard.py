@@ -54,8 +54,7 @@ def test_trainer_shows_exactly_these_tags(training, file):
     kinds = events.kinds(training[file])
     queues = [tag for tag in kinds if tag.startswith('input/')]
     assert {tag: kinds[tag] for tag in kinds if tag not in queues} == expected
-    levels = ['input_producer', 'shuffle_batch'] + ['batches'] * (file == TWO_TOWERS)
-    assert sorted(tag.split('/')[1] for tag in queues) == sorted(levels)
+    assert sorted(tag.split('/')[1] for tag in queues) == ['input_producer', 'shuffle_batch']
     for tag in queues:
         assert all(0 <= value <= 1 for _, value in events.curve(training[file], tag)), tag
     rates = [rate for _, rate in events.curve(training[file], 'learning_rate')]
@@ -164,8 +163,7 @@ def test_no_curve_runs_backwards_after_a_kill(interrupted_run, training):
     assert set(tags) >= {'learning_rate', *LOSS_TAGS, *SPARSITY_TAGS}
     for tag in tags:
         steps = [scalar.step for scalar in accumulator.Scalars(tag)]
-        first = run.stopped_at + 1 if tag.startswith('input/batches/') else 1
-        assert steps == list(range(first, run.finished_at + 1)), tag
+        assert steps == list(range(1, run.finished_at + 1)), tag
     left = events.curve(training[ONE_TOWER] + training[TWO_TOWERS], RAW)
     assert [(scalar.step, scalar.value) for scalar in accumulator.Scalars(RAW)] == left
 
