@@ -1,7 +1,7 @@
 """Reads event files, as they are written for TensorBoard."""
 
+import contextlib
 import glob
-import os
 
 from support.compat import tf
 
@@ -11,15 +11,13 @@ AT_EVERY_STEP = 'from support import training; training.SUMMARY_STEPS = 1'
 
 def by_file(folder):
     """For each event file, oldest first, the list of its events."""
-    paths = sorted(glob.glob(os.path.join(str(folder), 'events.out.tfevents.*')))
-    return [list(_events(path)) for path in paths]
-
-
-def _events(path):
-    try:
-        yield from tf.train.summary_iterator(path)
-    except tf.errors.DataLossError:  # The process was killed while it wrote the last one.
-        return
+    files = []
+    for path in sorted(glob.glob(f'{folder}/events.out.tfevents.*')):
+        files.append([])
+        with contextlib.suppress(tf.errors.DataLossError):  # The process was killed while writing.
+            for event in tf.train.summary_iterator(path):
+                files[-1].append(event)
+    return files
 
 
 def values(events, tag=None):

@@ -26,13 +26,8 @@ AT_ONCE = 10  # Seconds for anything that has to happen at once, on a busy machi
 
 def script_environment():
     """The environment of a new shell, without a GPU."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(('TF_', 'PYTHONUNBUFFERED'))
-    }
-    env['CUDA_VISIBLE_DEVICES'] = ''
-    return env
+    names = [name for name in os.environ if not name.startswith(('TF_', 'PYTHONUNBUFFERED'))]
+    return dict({name: os.environ[name] for name in names}, CUDA_VISIBLE_DEVICES='')
 
 
 def ascii_only():
@@ -40,28 +35,18 @@ def ascii_only():
     return dict(script_environment(), LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
 
 
-def blocked_input(gate):
-    """Code for `before`: the input of the script waits until the file `gate` exists."""
-    return f'import os; os.environ["GATE"] = {str(gate)!r}; import tests.programs.blocked_input'
-
-
 def until(condition, timeout=TIMEOUT):
     """Waits for a true result of condition(). Returns it, or None after the timeout."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        result = condition()
-        if result:
-            return result
+    end, result = time.monotonic() + timeout, condition()
+    while not result and time.monotonic() < end:
         time.sleep(0.02)
-    return condition() or None
+        result = condition()
+    return result or None
 
 
 def read(path):
     """The text of a file; '' if there is none."""
-    if not os.path.exists(path):
-        return ''
-    with open(path) as file:
-        return file.read()
+    return pathlib.Path(path).read_text() if os.path.exists(path) else ''
 
 
 def contents(folder):
@@ -83,20 +68,15 @@ def change_bytes(path):
 
 
 @contextlib.contextmanager
-def mounted(folder, *arguments):
-    """Mounts something at a folder. Skips the test if this is not allowed: only root may mount."""
-    mount = ['mount', *arguments, str(folder)]
+def read_only(folder):
+    """Makes a folder read-only for everybody. Skips the test if this is not allowed."""
+    mount = ['mount', '-o', 'bind,ro', str(folder), str(folder)]
     if not shutil.which('mount') or subprocess.call(mount, stderr=subprocess.DEVNULL):
-        pytest.skip('cannot mount here')
+        pytest.skip('only root may mount')
     try:
         yield
     finally:
         subprocess.check_call(['umount', '-l', str(folder)])
-
-
-def read_only(folder):
-    """Makes a folder read-only for everybody."""
-    return mounted(folder, '-o', 'bind,ro', str(folder))
 
 
 def set_flags(**values):
@@ -122,24 +102,11 @@ class Script:
     def __init__(self, base, popen=None):
         """With the subprocess.Popen, or without one for a script that the launcher has started."""
         self._base, self._popen, self._pid = base, popen, popen and popen.pid
-        self.out = base + '.out'
 
-    @property
-    def stdout(self):
-        return read(self.out)
-
-    @property
-    def stderr(self):
-        return read(self._base + '.err')
-
-    @property
-    def lines(self):
-        return self.stdout.splitlines()
-
-    @property
-    def errors(self):
-        """The lines of stderr."""
-        return self.stderr.splitlines()
+    stdout = property(lambda self: read(self._base + '.out'))
+    stderr = property(lambda self: read(self._base + '.err'))
+    lines = property(lambda self: self.stdout.splitlines())
+    errors = property(lambda self: self.stderr.splitlines())
 
     @property
     def pid(self):
@@ -156,21 +123,16 @@ class Script:
 
     def wait(self, timeout=TIMEOUT):
         """Waits for the end. Returns the exit status."""
-        until(lambda: self.status() is not None, timeout)
-        status = self.status()
-        if status is None:
+        if not until(lambda: self.status() is not None, timeout):
             self.kill()
             pytest.fail(f'still running after {timeout} s:\n{self.stdout}{self.stderr}')
-        return status
+        return self.status()
 
     def wait_for(self, pattern):
         """Waits for a line of output that matches the pattern. Returns the match."""
 
-        def look():
-            return re.search(pattern, self.stdout, re.MULTILINE)
-
-        until(lambda: look() or self.status() is not None)
-        match = look()
+        until(lambda: re.search(pattern, self.stdout, re.M) or self.status() is not None)
+        match = re.search(pattern, self.stdout, re.M)
         assert match, f'no {pattern!r} in\n{self.stdout}{self.stderr}'
         return match
 
@@ -183,18 +145,12 @@ class Script:
             until(lambda: self.status() is not None)
 
 
-def _argv(name, flags):
-    return [os.path.join(FOLDER, name)] + [str(flag) for flag in flags]
-
-
 def start_script(base, name, flags, env):
     """Starts a script in a new Python. See Script for `base`."""
-    command = [sys.executable] + _argv(name, flags)
+    command = [sys.executable, os.path.join(FOLDER, name), *map(str, flags)]
     with open(base + '.out', 'w') as out, open(base + '.err', 'w') as err:
-        return Script(
-            base,
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env),
-        )
+        streams = dict(stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        return Script(base, subprocess.Popen(command, env=env, **streams))
 
 
 class Starter:
@@ -207,13 +163,10 @@ class Starter:
 
     def __init__(self, folder):
         self._folder, self._started = str(folder), []
+        launcher = os.path.join(FOLDER, 'tests', 'programs', 'launcher.py')
+        streams = dict.fromkeys(['stdout', 'stderr'], subprocess.DEVNULL)
         self._launcher = subprocess.Popen(
-            [sys.executable, os.path.join(FOLDER, 'tests', 'programs', 'launcher.py')],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=script_environment(),
-            universal_newlines=True,
+            [sys.executable, launcher], stdin=subprocess.PIPE, env=script_environment(), **streams
         )
 
     def __call__(self, name, *flags, before='', fresh=False):
@@ -221,8 +174,9 @@ class Starter:
         if fresh:
             script = start_script(base, name, flags, script_environment())
         else:
-            job = {'base': base, 'argv': _argv(name, flags), 'before': before}
-            self._launcher.stdin.write(json.dumps(job) + '\n')
+            argv = [os.path.join(FOLDER, name), *map(str, flags)]
+            job = {'base': base, 'argv': argv, 'before': before}
+            self._launcher.stdin.write(json.dumps(job).encode() + b'\n')
             self._launcher.stdin.flush()
             script = Script(base)
         self._started.append(script)

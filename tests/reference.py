@@ -1,9 +1,6 @@
-"""The network and its files once more, by NumPy and by hand, to compare with.
+"""The network and its files once more, without the code under test: NumPy, to compare with."""
 
-Here stands what the tests know of the model without asking the code under test.
-"""
-
-import os
+import pathlib
 
 import numpy as np
 
@@ -31,14 +28,10 @@ AVERAGE = '/ExponentialMovingAverage'
 CHECKPOINT_NAMES = sorted(['global_step'] + list(MODEL) + [name + AVERAGE for name in MODEL])
 
 
-# --- Records -----------------------------------------------------------------
-
-
 def records(images, labels):
     """The bytes of records, from [n, 32, 32, 3] uint8 and [n]."""
-    return b''.join(
-        bytes([label]) + image.transpose(2, 0, 1).tobytes() for image, label in zip(images, labels)
-    )
+    planes = [image.transpose(2, 0, 1).tobytes() for image in images]
+    return b''.join(bytes([label]) + each for label, each in zip(labels, planes))
 
 
 def random_images(n, seed=0, size=32):
@@ -59,22 +52,17 @@ def rectangle_images(n):
 
 def write_data(data_dir, images, labels, test_images):
     """Writes the six files of a data set: the first images to the test set, the rest in fifths."""
-    folder = os.path.join(str(data_dir), DATA_FOLDER)
-    os.makedirs(folder)
-    parts = [slice(0, test_images)]
+    folder = pathlib.Path(str(data_dir), DATA_FOLDER)
+    folder.mkdir(parents=True)
     fifth = (len(images) - test_images) // 5
-    parts += [slice(test_images + i * fifth, test_images + (i + 1) * fifth) for i in range(5)]
-    for name, part in zip(['test_batch.bin'] + TRAINING_FILES, parts):
-        with open(os.path.join(folder, name), 'wb') as file:
-            file.write(records(images[part], labels[part]))
+    ends = test_images + fifth * np.arange(6)
+    for name, begin, end in zip(['test_batch.bin'] + TRAINING_FILES, [0, *ends], ends):
+        (folder / name).write_bytes(records(images[begin:end], labels[begin:end]))
 
 
 def numbered_images(numbers):
-    """[n, 32, 32, 3] uint8 images whose numbers can be read after any distortion.
-
-    They repeat a tile of 8x8 pixels, so that each window of 24x24 holds the same
-    pixels. In a channel, 1 to 63 pixels of the tile are bright: a digit of the number.
-    """
+    """[n, 32, 32, 3] uint8 images whose numbers can be read after any distortion."""
+    # Tiles of 8x8, so that any window holds the same. The bright pixels of a channel are a digit.
     digits = 1 + np.asarray(numbers)[:, np.newaxis] // 63 ** np.arange(3) % 63
     bright = np.arange(64)[:, np.newaxis] < digits[:, np.newaxis, :]
     return np.tile(bright.reshape(-1, 8, 8, 3), [1, 4, 4, 1]).astype(np.uint8) * 255
@@ -90,67 +78,49 @@ def numbers_of(images):
 
 def write_numbered(folder, counts, names=TRAINING_FILES):
     """Writes files of so many numbered images, 0, 1, 2, ...; the last digit is the label."""
-    first = 0
-    for name, count in zip(names, counts):
-        numbers = np.arange(first, first + count)
-        with open(os.path.join(str(folder), name), 'wb') as file:
-            file.write(records(numbered_images(numbers), numbers % 10))
-        first += count
+    parts = np.split(np.arange(sum(counts)), np.cumsum(counts))
+    for name, numbers in zip(names, parts):
+        data = records(numbered_images(numbers), numbers % 10)
+        pathlib.Path(str(folder), name).write_bytes(data)
 
 
 def write_zeros(folder, count, names=TRAINING_FILES):
     """Writes files of `count` black images with label 0, which take no room on the disk."""
     for name in names:
-        with open(os.path.join(str(folder), name), 'wb') as file:
+        with pathlib.Path(str(folder), name).open('wb') as file:
             file.truncate(count * 3073)
 
 
-# --- Checkpoints -------------------------------------------------------------
-
-
 def random_variables(seed=0, **scale):
-    """A value for each of the ten variables, biases too; by default of initial size.
-
-    Args:
-      scale: layer=factor for its variables.
-    """
-    random = np.random.RandomState(seed)
-    return {
-        name: (random.normal(0, stddev or 0.1, shape) * scale.get(name.split('/')[0], 1)).astype(
-            np.float32
-        )
-        for name, (shape, stddev) in MODEL.items()
-    }
+    """Values for the ten variables: of initial size, times a factor for a layer in `scale`."""
+    random, values = np.random.RandomState(seed), {}
+    for name, (shape, stddev) in MODEL.items():
+        factor = scale.get(name.split('/')[0], 1)
+        values[name] = np.float32(random.normal(0, stddev or 0.1, shape) * factor)
+    return values
 
 
 def variables_of_seven_classes(seed):
     """As random_variables(), far apart in what they predict."""
     values = random_variables(seed, local3=3, local4=3, softmax_linear=20)
-    last = {name: values[name][..., :7] for name in values if 'softmax' in name}
-    return dict(values, **last)
+    return {name: values[name][..., : 7 if 'softmax' in name else None] for name in values}
 
 
 def checkpoint_values(step, variables, averages):
     """All 21 values of a checkpoint, by name."""
-    values = {name + AVERAGE: value for name, value in averages.items()}
-    values.update(variables, global_step=np.int64(step))
-    return values
+    averages = {name + AVERAGE: averages[name] for name in averages}
+    return dict(averages, **variables, global_step=np.int64(step))
 
 
 def write_checkpoint(folder, step, values):
     """Writes a checkpoint without any help of the code under test. Returns its path."""
-    path = os.path.join(str(folder), f'model.ckpt-{step}')
-    os.makedirs(str(folder), exist_ok=True)
+    path = f'{folder}/model.ckpt-{step}'
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     names = sorted(values)
+    where = dict(prefix=path, tensor_names=names, shape_and_slices=[''] * len(names))
     with tf.Graph().as_default(), tf.Session() as session:
-        session.run(
-            tf.raw_ops.SaveV2(
-                prefix=path,
-                tensor_names=names,
-                shape_and_slices=[''] * len(names),
-                tensors=[tf.constant(values[name]) for name in names],
-            )
-        )
+        tensors = [tf.constant(values[name]) for name in names]
+        session.run(tf.raw_ops.SaveV2(tensors=tensors, **where))
     return path
 
 
@@ -160,64 +130,46 @@ def read_checkpoint(path):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-# --- The network -------------------------------------------------------------
-
-
 def standardize(images):
     """(x - mean) / max(stddev, 1 / sqrt(number of values)), image by image."""
-    images = images.astype(np.float64)
-    deviation = images.std(axis=(1, 2, 3), keepdims=True)
-    mean = images.mean(axis=(1, 2, 3), keepdims=True)
-    return (images - mean) / np.maximum(deviation, images[0].size ** -0.5)
+    images, each = images.astype(np.float64), dict(axis=(1, 2, 3), keepdims=True)
+    return (images - images.mean(**each)) / np.maximum(images.std(**each), images[0].size ** -0.5)
 
 
 def convolution(images, kernel):
     """5x5, SAME: two rows and columns of zeros on each side."""
     _, height, width, _ = images.shape
     padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)], mode='constant')
-    return sum(
-        np.dot(padded[:, i : i + height, j : j + width], kernel[i, j])
-        for i in range(5)
-        for j in range(5)
-    )
+    windows = [padded[:, i : i + height, j : j + width] for i in range(5) for j in range(5)]
+    return sum(map(np.dot, windows, kernel.reshape(25, *kernel.shape[2:])))
 
 
 def max_pool(images):
     """3x3, stride 2, SAME: an even size needs one row and column, which go behind."""
     _, height, width, _ = images.shape
-    padding = [(0, 0), (0, 1), (0, 1), (0, 0)]
-    padded = np.pad(images, padding, mode='constant', constant_values=-np.inf)
+    padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], 'constant', constant_values=-np.inf)
     windows = [padded[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
     return np.max(windows, axis=0)
 
 
 def normalization(images):
     """Over the channel itself and up to four on either side."""
-    squares = np.stack(
-        [
-            np.sum(images[..., max(0, channel - 4) : channel + 5] ** 2, axis=-1)
-            for channel in range(images.shape[-1])
-        ],
-        axis=-1,
-    )
+    padded = np.pad(images**2, [(0, 0), (0, 0), (0, 0), (4, 4)], mode='constant')
+    squares = sum(padded[..., i : i + images.shape[-1]] for i in range(9))
     return images / (1 + 0.001 / 9 * squares) ** 0.75
 
 
 def logits(variables, images):
     """[n, 24, 24, 3] -> [n, 10]."""
 
-    def relu(x):
-        return np.maximum(x, 0)
+    def layer(name, x, multiply=np.dot, lowest=0):
+        weights, biases = np.float64(variables[name + '/weights']), variables[name + '/biases']
+        return np.maximum(multiply(x, weights) + biases, lowest)
 
-    values = {name: value.astype(np.float64) for name, value in variables.items()}
-    x = images.astype(np.float64)
-    x = relu(convolution(x, values['conv1/weights']) + values['conv1/biases'])
-    x = normalization(max_pool(x))
-    x = relu(convolution(x, values['conv2/weights']) + values['conv2/biases'])
-    x = max_pool(normalization(x)).reshape(len(images), -1)
-    x = relu(np.dot(x, values['local3/weights']) + values['local3/biases'])
-    x = relu(np.dot(x, values['local4/weights']) + values['local4/biases'])
-    return np.dot(x, values['softmax_linear/weights']) + values['softmax_linear/biases']
+    x = normalization(max_pool(layer('conv1', images, convolution)))
+    x = max_pool(normalization(layer('conv2', x, convolution)))
+    x = layer('local3', x.reshape(len(images), -1))
+    return layer('softmax_linear', layer('local4', x), lowest=-np.inf)
 
 
 def evaluation_logits(variables, images):
@@ -233,19 +185,16 @@ def probabilities(variables, images, num_views):
     if num_views == 10:
         views += [images[:, y, x] for y in (first, last) for x in (first, last)]
         views += [np.flip(view, axis=2) for view in views]
-    shares = [np.exp(logits(variables, standardize(view))) for view in views]
-    return np.mean([each / each.sum(axis=1, keepdims=True) for each in shares], axis=0)
+    shares = np.exp([logits(variables, standardize(view)) for view in views])
+    return np.mean(shares / shares.sum(axis=2, keepdims=True), axis=0)
 
 
 def cross_entropy(logits, labels):
     shifted = logits - logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(shifted).sum(axis=1))
-    return np.mean(log_sum - shifted[np.arange(len(labels)), labels])
+    return np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels])
 
 
 def decay(variables):
     """The weight decay in the loss."""
-    return sum(
-        0.004 * np.sum(variables[layer + '/weights'].astype(np.float64) ** 2) / 2
-        for layer in ('local3', 'local4')
-    )
+    weights = [np.float64(variables[layer + '/weights']) for layer in ('local3', 'local4')]
+    return sum(0.004 * np.sum(each**2) / 2 for each in weights)

@@ -41,15 +41,15 @@ def test_ignored_sigint_stays_ignored():
 @pytest.fixture
 def filling(train, tmp_path):
     """A trainer whose queue gets no images until the file `gate` exists."""
-    trainer = train(before=harness.blocked_input(tmp_path / 'gate'))
+    before = f'import tests.programs.blocked_input as b; b.GATE = {str(tmp_path / "gate")!r}'
+    trainer = train(before=before)
     assert harness.until(lambda: (tmp_path / 'graph.pbtxt').exists())
     return trainer
 
 
 def test_signal_while_the_queue_fills_stops_after_the_first_step(filling, tmp_path):
-    """`timeout` sends a signal twice at almost the same time; that counts as one."""
     filling.send(signal.SIGTERM)
-    filling.send(signal.SIGTERM)
+    filling.send(signal.SIGTERM)  # `timeout` sends a signal twice; that counts as one.
     (tmp_path / 'gate').touch()
     assert filling.wait() == 128 + signal.SIGTERM
     assert harness.saved_steps(tmp_path)[-1] in (1, 2)
@@ -109,6 +109,6 @@ subprocess.Popen = lambda _, **kwargs: popen([sys.executable, "-c", {sleeper!r}]
     check = start('tests/programs/run_module.py', 'tools.gpu_check', before=before)
     assert harness.until(lambda: harness.read(pid_file))
     check.send(number)
-    assert check.wait(harness.AT_ONCE) == (128 + number if number == signal.SIGTERM else -number)
-    assert check.stderr == ''
+    status = 128 + number if number == signal.SIGTERM else -number
+    assert check.wait(harness.AT_ONCE) == status and check.stderr == ''
     assert harness.until(lambda: not harness.is_running(harness.read(pid_file)))

@@ -1,7 +1,4 @@
-"""Makes the input of a script wait until the file named by the variable GATE exists.
-
-Import it before the script runs.
-"""
+"""Makes the input of a script wait until the file GATE exists. Import it before the script runs."""
 
 import os
 import time
@@ -9,11 +6,12 @@ import time
 import cifar10_input
 from support.compat import tf
 
+GATE = None
 read_cifar10 = cifar10_input.read_cifar10
 
 
 def wait(zeros):
-    while not os.path.exists(os.environ['GATE']):
+    while not os.path.exists(GATE):
         time.sleep(0.02)
     return zeros
 
