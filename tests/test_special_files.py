@@ -43,9 +43,10 @@ MACHINES = tf_config.parse(tf_config.EXAMPLE)
 def test_slow_stranger_does_not_keep_the_chief_out(monkeypatch):
     def send_slowly():
         with contextlib.suppress(OSError):  # When the worker hangs up.
-            while True:
+            for _ in range(100):
                 stranger.sendall(b' ')
                 time.sleep(0.1)
+            chief.close()
 
     monkeypatch.setattr(cluster, 'ANSWER_SECS', 1)
     with socket.socket() as listener, socket.socket() as stranger, socket.socket() as chief:
@@ -56,9 +57,8 @@ def test_slow_stranger_does_not_keep_the_chief_out(monkeypatch):
         chief.connect(listener.getsockname())
         call = {'cluster': MACHINES.jobs, 'task': MACHINES.me}
         chief.sendall(json.dumps(call).encode() + b'\n')
-        sock, _ = cluster._accept_chief(MACHINES, {}, listener)
-        assert sock.getpeername() == chief.getsockname()
-        sock.close()
+        with cluster._accept_chief(MACHINES, {}, listener)[0] as sock:
+            assert sock.getpeername() == chief.getsockname()
 
 
 OTHER_CLUSTER = b'{"cluster": {}, "task": [], "facts": {}}\n'
