@@ -135,7 +135,7 @@ def test_failed_import_prints_what_tensorflow_printed():
         cwd=harness.FOLDER,
         env=dict(harness.script_environment(), PYTHONPATH=broken),
         stderr=subprocess.PIPE,
-        text=True,
+        universal_newlines=True,
     )
     assert result.returncode == 1
     assert result.stderr.startswith('GLIBC is too old\n')
