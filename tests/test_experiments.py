@@ -13,37 +13,36 @@ from support.compat import tf
 from tests import reference
 
 
-@pytest.fixture
-def run_experiment(start, data_dir, tmp_path):
-    """Function that runs two steps of an experiment and returns its output and its checkpoint."""
-
-    def run(name, *flags):
-        folders = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}/train']
-        script = start(
-            f'experiments/{name}.py', *folders, '--batch_size=8', '--max_steps=2', *flags
-        )
-        assert script.wait() == 0, script.stdout + script.stderr
-        return script.stdout, reference.read_checkpoint(f'{tmp_path}/train/model.ckpt-2')
-
-    return run
-
-
-def numbers(pattern, text):
-    return [float(number) for number in re.findall(pattern, text)]
+@pytest.mark.parametrize(
+    'name, flags, first_loss, variables',
+    [
+        (
+            'cuda_convnet',
+            ['--four_files_first'],
+            5.49,
+            {'fc10/weights': [1152, 10], 'fc10/weights/Momentum': [1152, 10]},
+        ),
+        ('faster', [], 2.3, {name: shape for name, (shape, _) in reference.MODEL.items()}),
+    ],
+)
+def test_experiment_trains_and_evaluates(
+    start, data_dir, tmp_path, name, flags, first_loss, variables
+):
+    folders = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}/train']
+    flags = [*folders, '--batch_size=8', '--max_steps=2', *flags]
+    script = start(f'experiments/{name}.py', *flags)
+    assert script.wait() == 0, script.stdout + script.stderr
+    found = float(re.search(r': step 0, loss = (\S+)', script.stdout).group(1))
+    assert found == pytest.approx(first_loss, abs=0.1)
+    assert script.stdout.count('precision @ 1 = ') == 2 and '10 views' in script.stdout
+    values = reference.read_checkpoint(f'{tmp_path}/train/model.ckpt-2')
+    assert {each: list(values[each].shape) for each in variables} == variables
 
 
 def evaluate(*tensors):
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         return session.run(tensors[0] if len(tensors) == 1 else tensors)
-
-
-def test_cuda_convnet_trains_and_evaluates(run_experiment):
-    output, values = run_experiment('cuda_convnet', '--four_files_first')
-    assert numbers(r': step 0, loss = (\S+)', output) == pytest.approx([5.49], abs=0.02)
-    assert len(numbers(r'precision @ 1 = (\S+)', output)) == 2 and '10 views' in output
-    # The variables of the model, and their momentum to resume from.
-    assert values['fc10/weights'].shape == values['fc10/weights/Momentum'].shape == (1152, 10)
 
 
 @pytest.mark.parametrize(
@@ -127,22 +126,18 @@ def raw_images(data_dir, eval_data):
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).astype(float)
 
 
-@pytest.mark.parametrize('num_views', [1, 10])
-def test_cuda_convnet_inputs_are_crops_minus_the_mean_image(data_dir, num_views):
+def test_cuda_convnet_inputs_are_crops_minus_the_mean_image(data_dir):
     mean = raw_images(data_dir, eval_data=False).mean(axis=0)[4:28, 4:28]
-    with flagsaver.flagsaver(data_dir=data_dir, batch_size=40 * num_views):
-        images, _ = cuda_convnet.inputs(True, num_epochs=1, num_views=num_views)
+    with flagsaver.flagsaver(data_dir=data_dir, batch_size=400):
+        images, _ = cuda_convnet.inputs(True, num_epochs=1, num_views=10)
     with tf.train.SingularMonitoredSession() as session:
-        found = session.run(images).reshape(40, num_views, -1)
+        found = session.run(images).reshape(40, 10, -1)
     raw = raw_images(data_dir, eval_data=True)
     # The order of the images is up to the threads. View 9 is the mirrored lower right corner.
-    for view, crop in [(0, raw[:, 4:28, 4:28]), (9, raw[:, 8:, 8:][:, :, ::-1])][:num_views]:
+    for view, crop in (0, raw[:, 4:28, 4:28]), (9, raw[:, 8:, 8:][:, :, ::-1]):
         expected = (crop - mean).reshape(40, -1)
-        np.testing.assert_allclose(
-            found[:, view][np.lexsort(found[:, view].round(2).T)],
-            expected[np.lexsort(expected.round(2).T)],
-            atol=1e-3,
-        )
+        in_order = [values[np.lexsort(values.round(2).T)] for values in (found[:, view], expected)]
+        np.testing.assert_allclose(*in_order, atol=1e-3)
 
 
 def test_cuda_convnet_four_files_first(data_dir):
@@ -154,15 +149,6 @@ def test_cuda_convnet_four_files_first(data_dir):
             step.load(value, session)
             names = [os.path.basename(path.decode()) for path in session.run(files)]
             assert names == [f'data_batch_{i + 1}.bin' for i in range(expected)]
-
-
-def test_faster_trains_and_evaluates_the_tutorials_network(run_experiment):
-    output, values = run_experiment('faster')
-    assert numbers(r': step 0, loss = (\S+)', output) == pytest.approx([2.3], abs=0.1)
-    assert len(numbers(r'precision @ 1 = (\S+)', output)) == 2 and '10 views' in output
-    for name, (shape, _) in reference.MODEL.items():
-        assert list(values[name].shape) == shape
-        assert list(values[name + '/ExponentialMovingAverage'].shape) == shape
 
 
 @pytest.mark.parametrize('shape', [(75, 40), (40, 75)])
@@ -212,15 +198,8 @@ def test_faster_muon_update_matches_numpy():
 
 
 def test_faster_learning_rate_rises_and_falls():
-    step = tf.get_variable('step', [], tf.int64, tf.zeros_initializer(), trainable=False)
     with flagsaver.flagsaver(max_steps=1000):
-        rate = faster.learning_rate(step)
-    with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        rates = []
-        for done in 0, 49, 50, 525, 999:
-            step.load(done, session)
-            rates.append(session.run(rate))
+        rates = evaluate(*[faster.learning_rate(tf.constant(n)) for n in (0, 49, 50, 525, 999)])
     assert rates == pytest.approx([0.0002, 0.01, 0.01, 0.005, 1e-5 / 0.95], rel=1e-3)
 
 
