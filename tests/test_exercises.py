@@ -7,7 +7,6 @@ import types
 import pytest
 
 from exercises import checking, no_averages, queue_fill, softmax, street_numbers, two_halves
-from exercises.solutions import softmax as softmax_solution
 
 # For each exercise: part of the solution, a mistake instead, part of the hint.
 MISTAKES = {
@@ -20,32 +19,20 @@ MISTAKES = {
     ],
     'locally_connected': [
         ("'biases', [height, width, channels]", "'biases', [channels]", 'biases are shared'),
-        ('[height, width, 9 * depth', '[1, 1, 9 * depth', 'convolutions'),
-        ("'local3', pool2, 64", "'local3', pool2, 32", '13pct'),
         ('stddev=0.04, wd=0.004', 'stddev=0.04, wd=None', 'should be 0.004'),
         ('[-1, local4', '[local4.shape[0], local4', 'batch size'),
         ('[[1, 1], [1, 1],', '[[2, 0], [1, 1],', 'should depend on'),
     ],
     'queue_fill': [
         (', min_fraction_of_examples_in_queue=fraction', '', 'too many images'),
-        (
-            'np.array_split(np.random.permutation(np.concatenate(files)), len(files))',
-            'files',
-            'two',
-        ),
         ('np.random.permutation(np.concatenate(files))', 'np.concatenate(files)', 'two classes'),
     ],
     'no_averages': [
         ('op.name: v', "op.name + '/ExponentialMovingAverage': v", 'results/'),
         ('variable.op.name', 'variable.name', '":0"'),
         ('min(0.9999, (1 + step) / (10 + step))', '0.9999', 'initial value'),
-        ('min(0.9999, (1 + step) / (10 + step))', '(1 + step) / (10 + step)', '0.999900'),
         ('(1 + step) / (10 + step)', 'step / (9 + step)', '0.181818'),
-        (
-            'return decay * average + (1 - decay)',
-            'return (1 - decay) * average + decay',
-            'old average',
-        ),
+        ('decay * average + (1 - decay)', '(1 - decay) * average + decay', 'old average'),
     ],
     'two_halves': [
         (', reuse=tf.AUTO_REUSE', '', 'its variables again'),
@@ -53,11 +40,7 @@ MISTAKES = {
         ("tf.name_scope(f'tower_{i}'), ", "tf.variable_scope(f'tower_{i}'), ", 'own variables'),
         ("tf.name_scope(f'tower_{i}'), ", '', 'hint 3'),
         ('tf.split(images, 2), tf.split(labels, 2)', '2 * [images], 2 * [labels]', 'should get 10'),
-        (
-            'cifar10_multi_gpu_train.average_gradients(towers)',
-            '[(a + b, variable) for (a, variable), (b, _) in zip(*towers)]',
-            'summed',
-        ),
+        ('compute_gradients(loss)', 'compute_gradients(2 * loss)', 'summed'),
     ],
     'street_numbers': [
         ("np.transpose(contents['X'], [3, 0, 1, 2])", "contents['X']", 'last axis'),
@@ -73,7 +56,6 @@ MISTAKES = {
         ('(images + delta - 128) / 64', 'cifar10_input.standardize(images + delta)', 'the mean'),
         ('(images + delta - 128) / 64', 'images + delta', 'Scale'),
         ('(images + delta - 128) / 64', '(images + delta) / 255', 'negative'),
-        ('tf.abs(', '(', 'squares'),
         ('brighter = cifar10_input.standardize(images + delta)', 'return tf.zeros([])', 'squares'),
         ('cifar10_input.standardize(images + delta)', 'cifar10_input.distort(images)', 'crops'),
     ],
@@ -96,22 +78,14 @@ def exercise(name):
     return importlib.import_module('exercises.' + name)
 
 
-def solution(name):
-    return importlib.import_module('exercises.solutions.' + name)
-
-
 @pytest.mark.parametrize('name', MISTAKES)
-def test_solution_is_correct(name, capsys):
-    assert checking.report(exercise(name).check, solution(name)) == 0
+def test_solution_is_correct_and_stub_is_not(name, capsys):
+    assert checking.report(exercise(name).check, exercise('solutions.' + name)) == 0
     measured, correct, _ = capsys.readouterr().out.partition('Correct: ')
     assert correct and any(character.isdigit() for character in measured)
-
-
-@pytest.mark.parametrize('name', MISTAKES)
-def test_stub_is_reported_in_one_line(name, capsys):
     assert checking.report(exercise(name).check, exercise(name)) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and f'exercises/{name}.py, line ' in lines[0]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f'exercises/{name}.py, line ' in line
 
 
 @pytest.mark.parametrize(
@@ -119,7 +93,7 @@ def test_stub_is_reported_in_one_line(name, capsys):
     [(name, *mistake) for name, mistakes in MISTAKES.items() for mistake in mistakes],
 )
 def test_mistake_gets_hint(name, part, mistake, hint, capsys):
-    source = inspect.getsource(solution(name))
+    source = inspect.getsource(exercise('solutions.' + name))
     assert part in source
     wrong = types.ModuleType(name)
     exec(source.replace(part, mistake), vars(wrong))
@@ -129,19 +103,14 @@ def test_mistake_gets_hint(name, part, mistake, hint, capsys):
 
 
 def test_missing_function_or_return_is_reported(capsys):
-    half = types.SimpleNamespace(inference=softmax_solution.inference, loss=softmax.loss)
+    half = types.SimpleNamespace(
+        inference=exercise('solutions.softmax').inference, loss=softmax.loss
+    )
     assert checking.report(softmax.check, half) == 1
-    *measured, last = capsys.readouterr().out.splitlines()
-    assert measured and 'loss()' in last
-    empty = types.SimpleNamespace(inference=lambda images: None)
-    assert checking.report(softmax.check, empty) == 1
+    assert 'loss()' in capsys.readouterr().out.splitlines()[-1]
+    half.inference = lambda images: None
+    assert checking.report(softmax.check, half) == 1
     assert 'inference()' in capsys.readouterr().out
-
-
-def test_errors_in_answers_keep_their_traceback():
-    broken = types.SimpleNamespace(inference=lambda images: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        checking.report(softmax.check, broken)
 
 
 @pytest.mark.parametrize('flags, status', [([], 1), (['--solution', '--data_dir=/none'], 0)])

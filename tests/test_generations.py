@@ -19,62 +19,40 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def start_other(name, *flags):
-    """Starts a script under the other generation."""
-    return subprocess.Popen(
-        [os.path.join(OTHER, 'bin', 'python'), os.path.join(harness.FOLDER, name), *flags],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env=harness.script_environment(),
-        universal_newlines=True,
+def run_other(name, *flags):
+    """Runs a script under the other generation. Returns its output without the first line."""
+    python = os.path.join(OTHER, 'bin', 'python')
+    command, env = (
+        [python, os.path.join(harness.FOLDER, name), *flags],
+        harness.script_environment(),
     )
+    first, _, output = subprocess.check_output(command, env=env).decode().partition('\n')
+    assert re.search(r'with TensorFlow (\d)\.', first).group(1) != tf.__version__[0]
+    return output
 
 
-def lines_of(process):
-    """Waits for the end. Returns the lines of output without the first."""
-    output, _ = process.communicate(timeout=harness.TIMEOUT)
-    assert process.returncode == 0, output
-    lines = output.splitlines()
-    assert re.search(r'with TensorFlow (\d)\.', lines[0]).group(1) != tf.__version__[0]
-    return lines[1:]
-
-
-@pytest.fixture(scope='module')
-def evaluated(known_precision, tmp_path_factory):
-    """A checkpoint, and an evaluator of the other generation."""
-    folder = tmp_path_factory.mktemp('evaluated')
+def test_other_generation_evaluates_checkpoint(known_precision, tmp_path):
     values = reference.checkpoint_values(12, {}, known_precision.variables)
-    path = reference.write_checkpoint(folder, 12, values)
-    flags = f'--data_dir={known_precision.data_dir}', f'--checkpoint_dir={folder}', '--run_once'
-    return path, start_other(harness.EVAL, *flags, f'--eval_dir={folder}/eval')
+    path = reference.write_checkpoint(tmp_path, 12, values)
+    folders = f'--checkpoint_dir={tmp_path}', f'--eval_dir={tmp_path}/eval'
+    flags = f'--data_dir={known_precision.data_dir}', *folders, '--run_once'
+    output = run_other(harness.EVAL, *flags)
+    assert path in output and output.endswith('precision @ 1 = 0.575\n')  # 23 of 40.
 
 
-@pytest.fixture(scope='module')
-def resumed(evaluated, interrupted_run, data_dir, tmp_path_factory):
-    """The last checkpoint of the interrupted run, and the output of a trainer that resumed it."""
-    folder, step = tmp_path_factory.mktemp('resumed'), interrupted_run.finished_at
+def test_other_generation_resumes_run_and_two_machines_continue(
+    interrupted_run, start, data_dir, tmp_path
+):
+    step = interrupted_run.finished_at
     for path in glob.glob(f'{interrupted_run.train_dir}/model.ckpt-{step}.*'):
-        shutil.copy(path, str(folder))
-    folders = f'--data_dir={data_dir}', f'--train_dir={folder}'
+        shutil.copy(path, str(tmp_path))
+    folders = f'--data_dir={data_dir}', f'--train_dir={tmp_path}'
     flags = '--batch_size=8', f'--max_steps={step + 1}', '--log_frequency=1'
-    return step, folder, lines_of(start_other(harness.TRAIN, *folders, *flags))
-
-
-def test_other_generation_evaluates_checkpoint(evaluated, resumed):
-    path, evaluator = evaluated
-    lines = lines_of(evaluator)
-    assert path in '\n'.join(lines)
-    assert lines[-1].endswith('precision @ 1 = 0.575')  # 23 of 40.
-
-
-def test_other_generation_resumes_run(resumed):
-    step, folder, lines = resumed
-    assert f'{folder}/model.ckpt-{step},' in '\n'.join(lines)
-    assert f': step {step}, loss' in lines[-2]
-    before = reference.read_checkpoint(f'{folder}/model.ckpt-{step}')
-    after = reference.read_checkpoint(f'{folder}/model.ckpt-{step + 1}')
-    assert sorted(after) == reference.CHECKPOINT_NAMES
-    assert after['global_step'] == step + 1
+    output = run_other(harness.TRAIN, *folders, *flags)
+    assert f'{tmp_path}/model.ckpt-{step},' in output and f': step {step}, loss' in output
+    before = reference.read_checkpoint(f'{tmp_path}/model.ckpt-{step}')
+    after = reference.read_checkpoint(f'{tmp_path}/model.ckpt-{step + 1}')
+    assert sorted(after) == reference.CHECKPOINT_NAMES and after['global_step'] == step + 1
     # After one step, the new averages show which values the old ones had.
     decay = (1 + step + 1) / (10 + step + 1)
     for name in reference.MODEL:
@@ -83,13 +61,9 @@ def test_other_generation_resumes_run(resumed):
         assert np.abs(after[name] - before[name]).max() < 1
         expected = decay * before[average] + (1 - decay) * after[name]
         np.testing.assert_allclose(after[average], expected, rtol=1e-4, atol=1e-6)
-
-
-def test_two_machines_resume_run_of_other_generation(start, data_dir, resumed):
-    step, folder, _ = resumed
-    cluster = clusters.Cluster(start, data_dir, folder)
+    cluster = clusters.Cluster(start, data_dir, tmp_path)
     try:
         cluster.start(f'--max_steps={step + 3}').assert_finished(step + 3)
-        assert f'{folder}/model.ckpt-{step + 1}' in cluster[clusters.CHIEF].stdout
+        assert f'{tmp_path}/model.ckpt-{step + 1}' in cluster[clusters.CHIEF].stdout
     finally:
         cluster.kill()

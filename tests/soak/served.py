@@ -23,6 +23,7 @@ import numpy as np
 from support.compat import tf
 
 FLAGS = cifar10.FLAGS
+OTHER = os.path.join(soak.ROOT, '.venv', 'tf2' if tf.__version__ < '2' else 'tf1', 'bin', 'python')
 
 
 def test_set():
@@ -47,33 +48,28 @@ def evaluate(path):
         return cifar10_eval.count_correct(session, is_correct, 10**6, tf.no_op())[0]
 
 
-def compare(views, pictures, truth, scratch):
+def ask(python, model, scratch):
+    """The answers of a model for the pictures in the folder, in a process of this Python."""
+    script, answers = f'{soak.ROOT}/tests/soak/ask_model.py', f'{scratch}/answers.npy'
+    command = [python, script, model, f'{scratch}/pictures.npy', answers]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    expect(result.returncode == 0, f'{python} failed: {result.stderr[-4000:]}')
+    return np.load(answers)
+
+
+def compare(views, truth, scratch):
     """Returns a summary for that many views."""
-    FLAGS.views, FLAGS.export_dir = views, os.path.join(scratch, views)
+    FLAGS.views, FLAGS.export_dir = views, f'{scratch}/{views}'
     cifar10_export.main()
     (step,) = os.listdir(FLAGS.export_dir)
     expected = evaluate(f'{FLAGS.checkpoint_dir}/model.ckpt-{step}')
-    answers = []
-    other = os.path.join(soak.ROOT, '.venv', 'tf2' if tf.__version__ < '2' else 'tf1')
-    for python in sys.executable, os.path.join(other, 'bin', 'python'):
-        if not os.path.exists(python):
-            print(f'{python} does not exist.')
-            continue
-        path = os.path.join(scratch, f'{views}-{len(answers)}.npy')
-        ask = os.path.join(soak.ROOT, 'tests', 'soak', 'ask_model.py')
-        command = [python, ask, os.path.join(FLAGS.export_dir, step), pictures, path]
-        result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-        expect(result.returncode == 0, f'{python} failed: {result.stderr[-4000:]}')
-        answers.append(np.load(path))
-    correct = np.count_nonzero(answers[0] == truth)
-    summary = (
-        f'with --views={views}, {correct} of {len(truth)} correct as served, '
-        f'{expected} in the evaluator'
-    )
+    answers = ask(sys.executable, f'{FLAGS.export_dir}/{step}', scratch)
+    correct = np.count_nonzero(answers == truth)
+    summary = f'--views={views}: {correct} of {len(truth)} as served, {expected} in the evaluator'
     expect(correct == expected, summary)
-    if not answers[1:]:
-        return summary + ', the other generation was not asked'
-    different = np.count_nonzero(answers[0] != answers[1])
+    if not os.path.exists(OTHER):
+        return f'{summary}, {OTHER} does not exist'
+    different = np.count_nonzero(ask(OTHER, f'{FLAGS.export_dir}/{step}', scratch) != answers)
     summary += f', {different} other answers in the other generation'
     expect(different <= len(truth) / 1000, summary)
     return summary
@@ -83,11 +79,9 @@ def test(args, scratch):
     cifar10_predict.set_defaults()
     FLAGS([sys.argv[0], f'--data_dir={args.data_dir}'])
     cifar10.maybe_download_and_extract()
-    encoded, truth = test_set()
-    pictures = os.path.join(scratch, 'pictures.npy')
-    np.save(pictures, encoded)
-    views = ['1'] if args.quick else ['1', '10']
-    return '; '.join(compare(each, pictures, truth, scratch) for each in views)
+    pictures, truth = test_set()
+    np.save(f'{scratch}/pictures.npy', pictures)
+    return '; '.join(compare(each, truth, scratch) for each in (['1'] if args.quick else ['1', '10']))
 
 
 if __name__ == '__main__':

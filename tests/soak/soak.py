@@ -64,10 +64,9 @@ def run(description, test, **flags):
 
 
 @contextlib.contextmanager
-def scripts(folder):
-    """Yields a harness.Starter whose scripts write their output to a folder. Kills them after."""
-    os.makedirs(folder)
-    start = harness.Starter(folder)
+def scripts(scratch):
+    """Yields a harness.Starter. Kills its scripts after."""
+    start = harness.Starter(tempfile.mkdtemp(dir=scratch))
     try:
         yield start
     finally:
@@ -84,7 +83,7 @@ def small_data(args, scratch):
     expect(os.path.isdir(there), f'{there} does not exist. Run: make data')
     os.makedirs(here)
     for name in reference.DATA_FILES:
-        with open(os.path.join(there, name), 'rb') as whole, open(f'{here}/{name}', 'wb') as part:
+        with open(f'{there}/{name}', 'rb') as whole, open(f'{here}/{name}', 'wb') as part:
             part.write(whole.read(1000 * 3073))
     return scratch
 
@@ -100,8 +99,7 @@ def is_usable(path):
 def newest_step(train_dir):
     """The step of the newest usable checkpoint, 0 without any."""
     steps = harness.saved_steps(train_dir) if os.path.isdir(train_dir) else []
-    usable = (step for step in steps[::-1] if is_usable(f'{train_dir}/model.ckpt-{step}'))
-    return next(usable, 0)
+    return max((i for i in steps if is_usable(f'{train_dir}/model.ckpt-{i}')), default=0)
 
 
 def first_step(trainer):
@@ -110,20 +108,16 @@ def first_step(trainer):
     return match and int(match.group(2) or 0)
 
 
-def compare(start, data_dir, killed_dir, undisturbed_dir, tolerance):
-    """Expects two runs of as many steps to be equally accurate. Returns a summary."""
+def compare(start, data_dir, killed_dir, calm_dir, tolerance):
+    """Expects two runs of equal length to be equally accurate. Returns a summary."""
     precisions = []
-    for folder in killed_dir, undisturbed_dir:
-        flags = [
-            '--data_dir=' + data_dir,
-            '--checkpoint_dir=' + folder,
-            f'--eval_dir={folder}-eval',
-        ]
-        evaluator = start(harness.EVAL, '--run_once', *flags)
+    for folder in killed_dir, calm_dir:
+        flags = f'--checkpoint_dir={folder}', f'--eval_dir={folder}-eval', '--run_once'
+        evaluator = start(harness.EVAL, f'--data_dir={data_dir}', *flags)
         expect(evaluator.wait() == 0, f'the evaluator failed:\n{output(evaluator)}')
         precisions.append(float(re.search(r'precision @ 1 = (\S+)', evaluator.stdout).group(1)))
-    after, without = precisions
-    summary = f'after {newest_step(killed_dir)} steps, precision @ 1 is {after:.3f}, '
-    summary += f'{without:.3f} without kills'
-    expect(after > without - tolerance, summary)
+    steps = newest_step(killed_dir)
+    summary = 'after {} steps, precision @ 1 is {:.3f}, {:.3f} without kills'
+    summary = summary.format(steps, *precisions)
+    expect(precisions[0] > precisions[1] - tolerance, summary)
     return summary
