@@ -46,26 +46,12 @@ def test_cuda_convnet_size_and_first_loss(net, parameters, first_loss):
     images = np.random.RandomState(1).uniform(-120, 120, [4, 24, 24, 3]).astype(np.float32)
     with flagsaver.flagsaver(net=net):
         loss = cuda_convnet.loss(cuda_convnet.inference(tf.constant(images)), tf.range(4))
-    assert sum(v.shape.num_elements() for v in tf.trainable_variables()) == parameters
-    assert evaluate(loss) == pytest.approx(first_loss, abs=0.02)
-
-
-def test_cuda_convnet_initial_values_and_decay():
-    with flagsaver.flagsaver(net='11pct'):
-        cuda_convnet.inference(tf.zeros([1, 24, 24, 3]))
-    terms = sorted(tf.get_collection('losses'), key=lambda term: term.op.name)
-    *values, decays = evaluate(*tf.trainable_variables(), tf.stack(terms))
-    values = dict(zip([v.op.name for v in tf.trainable_variables()], values))
-    stddevs = {'conv1': 0.0001, 'conv2': 0.01, 'local3': 0.04, 'local4': 0.04, 'fc10': 0.01}
-    for layer, stddev in stddevs.items():
-        weights = values[layer + '/weights']
-        assert weights.std() == pytest.approx(stddev, rel=0.05)
-        assert abs(weights).max() > 2.3 * stddev  # Not truncated at 2.
-        assert not values[layer + '/biases'].any()
-    factors = {'fc10': 0.01, 'local3': 0.004, 'local4': 0.004}
-    assert [term.op.name for term in terms] == [layer + '/weight_loss' for layer in factors]
-    squares = [(values[layer + '/weights'] ** 2).sum() for layer in factors]
-    assert decays == pytest.approx(np.array(list(factors.values())) / 2 * squares, rel=1e-4)
+    variables = tf.trainable_variables()
+    assert sum(variable.shape.num_elements() for variable in variables) == parameters
+    loss, values = evaluate(loss, {variable.op.name: variable for variable in variables})
+    assert loss == pytest.approx(first_loss, abs=0.02)  # Most of it is weight decay.
+    for layer, stddev in ('conv1', 0.0001), ('conv2', 0.01):
+        assert values[layer + '/weights'].std() == pytest.approx(stddev, rel=0.05)
 
 
 def test_cuda_convnet_locally_connected_layer_matches_numpy():

@@ -30,21 +30,20 @@ LOSS_JUMP = 0.4  # Between means of 20 batches. Initial weights would be worse b
 
 def kill_while_saving(scratch, stride):
     """Kills at every `stride`-th step of saving. Returns a summary."""
-    data_dir, train_dir = os.path.join(scratch, 'tiny_data'), os.path.join(scratch, 'saving')
-    log_path, library = os.path.join(scratch, 'steps.log'), os.path.join(scratch, 'kill_at.so')
+    data_dir, train_dir = f'{scratch}/tiny_data', f'{scratch}/saving'
+    log_path, library = f'{scratch}/steps.log', f'{scratch}/kill_at.so'
     reference.write_data(data_dir, reference.rectangle_images(340), [0] * 340, test_images=40)
-    source = os.path.join(soak.ROOT, 'tests', 'soak', 'kill_at.c')
+    source = f'{soak.ROOT}/tests/soak/kill_at.c'
     subprocess.check_call(['cc', '-shared', '-fPIC', '-o', library, source, '-ldl'])
 
     def train(kill_at):
         """Trains for one step, which ends with a save. Returns the trainer and its steps."""
         before = newest_step(train_dir)
         open(log_path, 'w').close()
+        flags = f'--data_dir={data_dir}', f'--train_dir={train_dir}', '--batch_size=8'
         trainer = start(
             harness.TRAIN,
-            *['--data_dir=' + data_dir, '--train_dir=' + train_dir],
-            *['--batch_size=8', '--max_to_keep=2'],
-            f'--max_steps={before + 1}',
+            *[*flags, '--max_to_keep=2', f'--max_steps={before + 1}'],
             before=f'import os; os.environ.update(KILL_LOG={log_path!r}, KILL_AT="{kill_at}")',
         )
         trainer.wait()
@@ -59,12 +58,11 @@ def kill_while_saving(scratch, stride):
         return steps
 
     os.environ['LD_PRELOAD'] = library
-    with soak.scripts(os.path.join(scratch, 'scripts_killed_at')) as start:
+    with soak.scripts(scratch) as start:
         del os.environ['LD_PRELOAD']
-        steps = [train_to_the_end() for _ in range(3)][-1]
+        steps, killed = [train_to_the_end() for _ in range(3)][-1], 0
         seen = {step.split()[1] for step in steps}
         expect(seen == {'open', 'write', 'close', 'rename', 'remove'}, f'only seen: {steps}')
-        killed = 0
         for number in range(1, len(steps) + 1, stride):
             before = newest_step(train_dir)
             trainer, done = train(kill_at=number)
@@ -95,15 +93,15 @@ def loss_jump(losses, first):
 
 def kill_at_random(data_dir, scratch, kills, first_kill, more_steps, tolerance):
     """Kills a trainer, at first after step `first_kill`. Then trains on. Returns a summary."""
-    killed_dir, undisturbed_dir = (os.path.join(scratch, name) for name in ('killed', 'calm'))
+    killed_dir, calm_dir = f'{scratch}/killed', f'{scratch}/calm'
     chance, losses, jumps, lost_secs, start_secs = random.Random(0), {}, [], [], 0
 
     def train(train_dir, max_steps=10**6):
-        flags = ['--train_dir=' + train_dir, '--data_dir=' + data_dir, f'--max_steps={max_steps}']
-        flags += ['--batch_size=32', '--log_frequency=1']
-        return start(harness.TRAIN, *flags, f'--save_checkpoint_secs={soak.SAVE_SECS}')
+        flags = f'--train_dir={train_dir}', f'--data_dir={data_dir}', f'--max_steps={max_steps}'
+        often = '--log_frequency=1', f'--save_checkpoint_secs={soak.SAVE_SECS}'
+        return start(harness.TRAIN, *flags, '--batch_size=32', *often)
 
-    with soak.scripts(os.path.join(scratch, 'scripts_killed_at_random')) as start:
+    with soak.scripts(scratch) as start:
         for kill in range(kills):
             newest, begin = newest_step(killed_dir), time.time()
             trainer = train(killed_dir)
@@ -135,11 +133,11 @@ def kill_at_random(data_dir, scratch, kills, first_kill, more_steps, tolerance):
                 expect(lost_secs[-1] < soak.SAVE_SECS + SLACK_SECS, what)
             print(f'kill {kill + 1} after {len(printed)} steps; newest {newest}', flush=True)
         max_steps = newest + more_steps
-        for train_dir in killed_dir, undisturbed_dir:
+        for train_dir in killed_dir, calm_dir:
             trainer = train(train_dir, max_steps)
             expect(trainer.wait(3600) == 0, f'the last run failed:\n{output(trainer)}')
             expect(newest_step(train_dir) == max_steps, f'it ended at {newest_step(train_dir)}')
-        comparison = soak.compare(start, data_dir, killed_dir, undisturbed_dir, tolerance)
+        comparison = soak.compare(start, data_dir, killed_dir, calm_dir, tolerance)
     return (
         f'{kills} random kills, at most {max(lost_secs):.1f} s of work lost at a time '
         f'({soak.SAVE_SECS} s between saves), loss jumps of at most {max(jumps):.2f}; {comparison}'

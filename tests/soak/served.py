@@ -81,7 +81,9 @@ def test(args, scratch):
     cifar10.maybe_download_and_extract()
     pictures, truth = test_set()
     np.save(f'{scratch}/pictures.npy', pictures)
-    return '; '.join(compare(each, truth, scratch) for each in (['1'] if args.quick else ['1', '10']))
+    return '; '.join(
+        compare(each, truth, scratch) for each in (['1'] if args.quick else ['1', '10'])
+    )
 
 
 if __name__ == '__main__':
