@@ -170,8 +170,9 @@ def make(*arguments):
             *arguments,
         ],
         cwd=harness.FOLDER,
-        capture_output=True,
-        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
     )
 
 

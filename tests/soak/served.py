@@ -52,7 +52,7 @@ def ask(python, model, scratch):
     """The answers of a model for the pictures in the folder, in a process of this Python."""
     script, answers = f'{soak.ROOT}/tests/soak/ask_model.py', f'{scratch}/answers.npy'
     command = [python, script, model, f'{scratch}/pictures.npy', answers]
-    result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(command, stderr=subprocess.PIPE, universal_newlines=True)
     expect(result.returncode == 0, f'{python} failed: {result.stderr[-4000:]}')
     return np.load(answers)
 
