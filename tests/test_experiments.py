@@ -14,17 +14,18 @@ from tests import reference
 
 
 @pytest.mark.parametrize(
-    'name, first_loss, variable, shape',
+    'command, first_loss, variable, shape',
     [
-        ('cuda_convnet', 5.49, 'fc10/weights/Momentum', [1152, 10]),
-        ('faster', 2.3, 'local3/weights' + reference.AVERAGE, [2304, 384]),
+        ('cuda_convnet.py --four_files_first', 5.49, 'fc10/weights/Momentum', [1152, 10]),
+        ('faster.py', 2.3, 'local3/weights' + reference.AVERAGE, [2304, 384]),
     ],
 )
 def test_experiment_trains_and_evaluates(
-    start, data_dir, tmp_path, name, first_loss, variable, shape
+    start, data_dir, tmp_path, command, first_loss, variable, shape
 ):
     flags = f'--data_dir={data_dir}', f'--train_dir={tmp_path}', '--batch_size=8', '--max_steps=2'
-    script = start(f'experiments/{name}.py', *flags)
+    name, *own = command.split()
+    script = start('experiments/' + name, *flags, *own)
     assert script.wait() == 0, script.stdout + script.stderr
     found = float(re.search(r': step 0, loss = (\S+)', script.stdout).group(1))
     assert found == pytest.approx(first_loss, abs=0.1)
