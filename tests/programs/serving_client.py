@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
+v1 = tf.compat.v1
 INPUTS = {'images': 'images', 'serving_default': 'image_bytes'}
 
 
@@ -34,17 +35,13 @@ def answer(run, signature, inputs):
 def describe(infos):
     """Dict of name -> type and shape."""
     return {
-        key: [
-            tf.dtypes.as_dtype(info.dtype).name,
-            [dim.size for dim in info.tensor_shape.dim],
-        ]
+        key: [tf.dtypes.as_dtype(info.dtype).name, [dim.size for dim in info.tensor_shape.dim]]
         for key, info in infos.items()
     }
 
 
 def with_session(folder, requests):
     """The signatures, and the answers in a session of TensorFlow 1."""
-    v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         signatures = v1.saved_model.load(session, ['serve'], folder).signature_def
 
