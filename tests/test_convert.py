@@ -255,6 +255,7 @@ CIFAR_10, CIFAR_100 = published('CIFAR-10'), published('binary')
         (lambda: svhn(X=np.zeros([32, 32, 3, 25])), 'float64'),
         (lambda: svhn(X=np.zeros([32, 32, 1, 25], np.uint8)), '[25, 32, 32, 1]'),
         (lambda: dict(svhn(), **{'test_32x32.mat': b'MATLAB 7.3 MAT'.ljust(512)}), '-v7'),
+        (lambda: dict(svhn(), **{'test_32x32.mat': b'damaged'}), 'test_32x32.mat: '),
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )
