@@ -9,21 +9,21 @@ import time
 
 import pytest
 
+import cifar10_eval
 from support import checkpoints, cluster, script, tf_config
-from tests import harness
 
 
 @pytest.mark.parametrize('name', ['checkpoint', 'finished'])
 def test_evaluator_does_not_wait_for_a_pipe(tmp_path, name):
     os.mkfifo(str(tmp_path / name))
-    harness.set_flags(checkpoint_dir=str(tmp_path))
+    cifar10_eval.FLAGS.checkpoint_dir = str(tmp_path)
     with pytest.raises(script.UserError, match=f'{tmp_path}/{name} is not a regular file'):
         next(checkpoints.as_they_come('checkpoint_dir', 1))
 
 
 def test_file_of_a_checkpoint_is_not_mistaken_for_a_folder(tmp_path):
     (tmp_path / 'model.ckpt-1.index').touch()
-    harness.set_flags(checkpoint_dir=f'{tmp_path}/model.ckpt-1.index')
+    cifar10_eval.FLAGS.checkpoint_dir = f'{tmp_path}/model.ckpt-1.index'
     with pytest.raises(script.UserError, match='model.ckpt-1.index is a file'):
         checkpoints.newest_required('checkpoint_dir')
 
