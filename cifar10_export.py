@@ -87,10 +87,8 @@ def main(argv=None):
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         signatures = build(class_names)
         cifar10_predict.restore(session, checkpoint)
-        try:
+        with checkpoints.writing(export_dir):
             save(session, signatures, folder)
-        except (OSError, tf.errors.OpError) as error:
-            raise script.UserError(f'--export_dir={export_dir}: {script.reason(error)}')
     print(f'Saved {folder}, the model {checkpoint}.')
     numbers = [int(name) for name in os.listdir(export_dir) if name.isdecimal()]
     if max(numbers) > checkpoints.step_of(checkpoint):
