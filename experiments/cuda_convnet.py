@@ -1,11 +1,17 @@
 """The networks of cuda-convnet, trained by their own recipes.
 
-13pct reached an error of 12.4 % with ten views and 15.1 % with one after 54,688 updates. This was
-one run, with all five files from the start, in bfloat16, with TensorFlow 2.21 on one core of an
-Intel Xeon with AMX. The median update took 0.068 s, which makes 62 minutes; the run was also paused
-now and then. Krizhevsky's log has 12.6 % with ten views. An earlier sketch, other code with the
-same recipe, reached 12.1 % and 14.8 % (one run). Not trained yet: 11pct, 13pct with four files
-first, and 13pct in float32.
+13pct reached an error of 12.3 ± 0.1 % with ten views and of 15.2 ± 0.1 % with one after 54,688
+updates: mean and standard deviation of three runs in bfloat16, with TensorFlow 2.21. Krizhevsky's
+log has 12.6 % with ten views.
+
+    trained on                       one view  ten views    on one core of
+    all five files from the start      15.1 %     12.4 %    an Intel Xeon with AMX: 0.068 s a step
+    all five files from the start      15.3 %     12.4 %    an AMD EPYC (Zen 4): 0.080 s a step
+    four files first, as he did        15.2 %     12.2 %    an AMD EPYC (Zen 4): 0.080 s a step
+
+So 13pct takes 62 or 73 minutes. The runs took longer, because other jobs used the cores, too. A
+difference of 0.2 may be chance: with 10,000 images, the standard error is 0.3. Not trained yet:
+11pct, and 13pct in float32, which takes 0.13 s a step on the AMD.
 
     python -m experiments.cuda_convnet --net=13pct --use_fp16
     python -m experiments.cuda_convnet --net=11pct --use_fp16
