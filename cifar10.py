@@ -71,9 +71,8 @@ def distorted_inputs():
 def inputs(eval_data, num_epochs=None, num_views=1):
     """cifar10_input.inputs() with the flags' values, shown in TensorBoard."""
     batch_size = max(1, FLAGS.batch_size // num_views)  # The network gets --batch_size views.
-    images, labels = cifar10_input.inputs(
-        eval_data, data_folder(), batch_size, num_epochs, views.cropper(num_views, IMAGE_SIZE)
-    )
+    crop = views.cropper(num_views, cifar10_input.IMAGE_SIZE)
+    images, labels = cifar10_input.inputs(eval_data, data_folder(), batch_size, num_epochs, crop)
     tf.summary.image('images', tf.reshape(images, [-1, *images.shape.as_list()[-3:]]))
     return images, labels
 
