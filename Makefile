@@ -67,7 +67,7 @@ lint: ## check the style of the code; ARGS=--fix fixes it
 	@$(ENVIRONMENT) --with=tests -- -m ruff check $(FLAGS)
 	@$(ENVIRONMENT) --with=tests -- -m ruff format $(if $(ARGS),,--check)
 soak: $(addprefix soak-,fuzz served kills cluster_kills endurance)
-soak: ## malformed files, a served model, kills, endurance: an hour; some minutes with ARGS=--quick
+soak: ## malformed files, a served model, kills, endurance: half an hour; some minutes with ARGS=--quick
 soak-%:
 	@$(ENVIRONMENT) --with=tests -- tests/soak/$*.py $(DATA) $(FLAGS)
 bench: ## measure speed, also of PyTorch

@@ -446,8 +446,8 @@ def test_one_epoch_returns_each_record_once(folder, eval_data, names, counts, ba
 def test_evaluation_images_are_standardized_central_crops(folder):
     pixels = reference.random_images(10)
     (folder / 'test_batch.bin').write_bytes(reference.records(pixels, range(10)))
-    FLAGS.batch_size = 4
-    images, labels, sizes = one_pass(*cifar10.inputs(eval_data=True, num_epochs=1))
+    inputs = cifar10_input.inputs(True, str(folder), batch_size=4, num_epochs=1)
+    images, labels, sizes = one_pass(*inputs)
     assert sizes == [4, 4, 2]
     expected = reference.standardize(pixels[:, 4:28, 4:28])
     np.testing.assert_allclose(images[np.argsort(labels)], expected, atol=1e-4)
