@@ -203,8 +203,8 @@ def inputs(
       num_epochs: None for endless batches. 1 for one pass: each record once, in no fixed order. Its
         last batch may be smaller. TensorFlow counts the epochs in a local variable, so run
         tf.local_variables_initializer() first.
-      crop, standardize: functions that make images for the network from [n, 32, 32, 3], 0 to 255,
-        first uint8, then float32; by default the ones above.
+      crop: function of [n, 32, 32, 3] uint8 images; by default the one above.
+      standardize: function of the crops as float32, 0 to 255; by default the one above.
 
     Returns:
       images: [n, 24, 24, 3] float32, each with mean 0 and standard deviation 1.

@@ -9,7 +9,7 @@ log has 12.6 % with ten views.
     all five files from the start      15.3 %     12.4 %    an AMD EPYC (Zen 4): 0.080 s a step
     four files first, as he did        15.2 %     12.2 %    an AMD EPYC (Zen 4): 0.080 s a step
 
-So 13pct takes 62 or 73 minutes. The runs took longer, because other jobs used the cores, too. A
+At these rates 13pct takes 62 or 73 minutes. The runs took longer: other jobs shared the cores. A
 difference of 0.2 may be chance: with 10,000 images, the standard error is 0.3. Not trained yet:
 11pct, and 13pct in float32, which takes 0.13 s a step on the AMD.
 

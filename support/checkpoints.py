@@ -159,16 +159,21 @@ def as_they_come(flag, interval_secs):
 # --- Checking and restoring ----------------------------------------------------
 
 
+def _reason(error):
+    """The line of an error's message that says what is wrong."""
+    # saver.restore() puts a guess at the cause before the original error.
+    text = (getattr(error, 'message', None) or str(error)).split('Original error:')[-1]
+    # TensorFlow 2 first says which op failed and where it was created.
+    return re.sub(r'(?s).*\nNode: [^\n]*\n', '', text).strip().split('\n')[0]
+
+
 @contextlib.contextmanager
 def reading(path):
     """Turns TensorFlow's errors about a damaged or deleted checkpoint into a UserError."""
     try:
         yield
     except (tf.errors.OpError, ValueError, IndexError) as error:  # IndexError: truncated, in 2.x.
-        reason = getattr(error, 'message', None) or str(error)
-        # saver.restore() puts a guess at the cause before the original error.
-        reason = reason.split('Original error:')[-1]
-        raise script.UserError(f'{path}: ' + reason.strip().split('\n')[0])
+        raise script.UserError(f'{path}: {_reason(error)}')
 
 
 def expect_regular(*files):
@@ -257,10 +262,9 @@ def writing(folder):
     try:
         yield
     except (tf.errors.OpError, OSError, ValueError) as error:
-        reason = re.search(r'.*; .*', str(error))  # The line 'PATH; REASON', if there is one.
         raise script.UserError(
-            f'cannot write to {folder}: {reason.group() if reason else error}. Nothing that was '
-            'saved is lost: fix this and run the same command again.'
+            f'cannot write to {folder}: {_reason(error)}. Nothing that was saved is lost: fix this '
+            'and run the same command again.'
         )
 
 

@@ -1,6 +1,6 @@
-"""Ten views of an image: a classifier that averages over them makes fewer errors.
+"""Ten views of an image. The average of their probabilities is more accurate than one of them.
 
-As in cuda-convnet, they are the center, the four corners, and the mirror images of these five.
+As in cuda-convnet, the views are the center, the four corners, and the mirror images of these five.
 """
 
 import functools
@@ -19,10 +19,12 @@ def crop(images, num_views, size):
     Returns:
       [n, size, size, channels], with ten views [n, 10, size, size, channels].
     """
-    last = images.shape.as_list()[1] - size
-    corners = [(last // 2, last // 2), (0, 0), (0, last), (last, 0), (last, last)]
-    views = [images[:, y : y + size, x : x + size] for y, x in corners]
-    return views[0] if num_views == 1 else tf.stack(views + [x[:, :, ::-1] for x in views], axis=1)
+    center = tf.image.resize_image_with_crop_or_pad(images, size, size)
+    if num_views == 1:
+        return center
+    sides = [slice(None, size), slice(-size, None)]
+    views = [center] + [images[:, rows, columns] for rows in sides for columns in sides]
+    return tf.stack(views + [view[:, :, ::-1] for view in views], axis=1)
 
 
 def cropper(num_views, size):
