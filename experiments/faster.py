@@ -69,7 +69,7 @@ MIX_POWER = 4  # The average part of the other image is 1 / 2 / (1 + 4), a tenth
 MOVING_AVERAGE_DECAY = 0.99
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('recipe', 'long', sorted(STEPS), 'The recipe; short does not mix images.')
+flags.DEFINE_enum('recipe', 'long', sorted(STEPS), 'The recipe; short is over after a fifth of the steps.')
 flags.adopt_module_key_flags(cifar10_train)
 
 
@@ -89,8 +89,6 @@ def mix(values):
     is shuffled, so the parts need not be random, and images and labels are mixed alike. This is a
     form of mixup (https://arxiv.org/abs/1710.09412), where the parts are random.
     """
-    if FLAGS.recipe == 'short':
-        return values
     part = tf.linspace(0.0, 1.0, tf.shape(values)[0]) ** MIX_POWER / 2
     part = tf.reshape(part, [-1] + [1] * (values.shape.ndims - 1))
     return (1 - part) * values + part * tf.reverse(values, axis=[0])
