@@ -1,11 +1,13 @@
 """Better recipes and published results, reproduced: each module is a model and a script.
 
 python -m experiments.NAME --use_fp16
+
+Each runs on several GPUs, too: with --num_gpus=2 --batch_size=64, a step still has 128 images.
 """
 
 import cifar10
 import cifar10_eval
-import cifar10_train
+import cifar10_multi_gpu_train
 from support import devices, flags
 
 FLAGS = flags.FLAGS
@@ -15,7 +17,7 @@ def train_and_evaluate(model, max_steps, use_moving_averages):
     """Trains a model, and evaluates it on the test set with one view and with ten.
 
     Args:
-      model: a module with the functions of cifar10.
+      model: a module with the functions of cifar10; instead of train(), only its two halves.
       max_steps, use_moving_averages: the defaults of these flags.
 
     Returns:
@@ -23,8 +25,8 @@ def train_and_evaluate(model, max_steps, use_moving_averages):
     """
     FLAGS.set_default('max_steps', max_steps)
     cifar10.maybe_download_and_extract()
-    print(devices.describe(FLAGS.use_fp16))
-    status = cifar10_train.train(model)
+    print(devices.describe(FLAGS.use_fp16, FLAGS.num_gpus))
+    status = cifar10_multi_gpu_train.train(model)
     if status == 0:
         FLAGS.set_default('use_moving_averages', use_moving_averages)
         FLAGS.checkpoint_dir, FLAGS.run_once = FLAGS.train_dir, True

@@ -29,7 +29,7 @@ import numpy as np
 
 import cifar10
 import cifar10_input
-import cifar10_train
+import cifar10_multi_gpu_train
 from experiments import train_and_evaluate
 from support import devices, flags, script, views
 from support.compat import tf
@@ -47,7 +47,7 @@ MOMENTUM = 0.9
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('net', '13pct', sorted(NETS), 'The network.')
 flags.DEFINE_bool('four_files_first', False, 'Begin with four of the training files, as he did.')
-flags.adopt_module_key_flags(cifar10_train)
+flags.adopt_module_key_flags(cifar10_multi_gpu_train)
 
 
 # --- Input ---------------------------------------------------------------------
@@ -182,18 +182,24 @@ def learning_rate(global_step):
     return tf.train.piecewise_constant(global_step, drops, [RATE, RATE / 10, RATE / 100])
 
 
-def train(total_loss, global_step):
+def optimizer(global_step, images_per_step):
+    """Momentum at a rate of 1: apply_gradients() has scaled the gradients by their rates before.
+
+    So a drop of the rate does not affect earlier gradients, which the momentum has summed up.
+    """
+    return devices.scale_loss(tf.train.MomentumOptimizer(1.0, MOMENTUM), FLAGS.use_fp16)
+
+
+def apply_gradients(optimizer, gradients, total_loss, global_step):
     """Returns the op that does a step: change = 0.9 * change - rate * gradient; w += change.
 
-    The gradients include the decay. They are scaled by the rate before they enter the momentum,
-    whose own rate is 1, so that a drop of the rate does not affect earlier gradients.
+    The gradients include the decay.
     """
     rate = learning_rate(global_step)
     tf.summary.scalar('learning_rate', rate)
-    optimizer = devices.scale_loss(tf.train.MomentumOptimizer(1.0, MOMENTUM), FLAGS.use_fp16)
     gradients = [
         (gradient * (BIAS_RATE if variable.op.name.endswith('biases') else rate), variable)
-        for gradient, variable in optimizer.compute_gradients(total_loss)
+        for gradient, variable in gradients
     ]
     update = optimizer.apply_gradients(gradients, global_step)
     return tf.group(update, cifar10._add_loss_summaries(total_loss), name='train')

@@ -53,7 +53,7 @@ import sys
 
 import cifar10
 import cifar10_input
-import cifar10_train
+import cifar10_multi_gpu_train
 from experiments import train_and_evaluate
 from support import devices, flags, script
 from support.compat import tf
@@ -69,8 +69,8 @@ MIX_POWER = 4  # The average part of the other image is 1 / 2 / (1 + 4), a tenth
 MOVING_AVERAGE_DECAY = 0.99
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('recipe', 'long', sorted(STEPS), 'The recipe; short is over after a fifth of the steps.')
-flags.adopt_module_key_flags(cifar10_train)
+flags.DEFINE_enum('recipe', 'long', sorted(STEPS), 'The recipe, which sets the number of steps.')
+flags.adopt_module_key_flags(cifar10_multi_gpu_train)
 
 
 # --- Input ---------------------------------------------------------------------
@@ -180,13 +180,18 @@ def learning_rate(global_step):
     return RATE * tf.minimum((done + 1 / FLAGS.max_steps) / WARM_UP, (1 - done) / (1 - WARM_UP))
 
 
-def train(total_loss, global_step):
-    """Returns the op that updates the variables, and after them their moving averages."""
+def optimizer(global_step, images_per_step):
+    """Muon at learning_rate()."""
     rate = learning_rate(global_step)
     tf.summary.scalar('learning_rate', rate)
-    muon = devices.scale_loss(Muon(rate, MOMENTUM, use_nesterov=True), FLAGS.use_fp16)
+    return devices.scale_loss(Muon(rate, MOMENTUM, use_nesterov=True), FLAGS.use_fp16)
+
+
+def apply_gradients(optimizer, gradients, total_loss, global_step):
+    """Returns the op that updates the variables, and after them their moving averages."""
+    update_variables = optimizer.apply_gradients(gradients, global_step)
     average = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY, global_step)
-    with tf.control_dependencies([muon.minimize(total_loss, global_step)]), tf.device('/cpu:0'):
+    with tf.control_dependencies([update_variables]), tf.device('/cpu:0'):
         update_averages = average.apply(tf.trainable_variables())
     return tf.group(update_averages, cifar10._add_loss_summaries(total_loss), name='train')
 

@@ -17,7 +17,7 @@ from tests import reference
     'command, first_loss, variable, shape',
     [
         ('cuda_convnet.py --four_files_first', 5.49, 'fc10/weights/Momentum', [1152, 10]),
-        ('faster.py', 2.3, 'local3/weights' + reference.AVERAGE, [2304, 384]),
+        ('faster.py --num_gpus=2', 2.3, 'local3/weights' + reference.AVERAGE, [2304, 384]),
     ],
 )
 def test_experiment_trains_and_evaluates(
@@ -85,7 +85,9 @@ def test_cuda_convnet_update_matches_numpy():
     step = tf.train.get_or_create_global_step()
     steps_before = [0, 1, 46876, 50782]
     with flagsaver.flagsaver(max_steps=54688):
-        train = cuda_convnet.train(loss, step)
+        optimizer = cuda_convnet.optimizer(step, 128)
+        pairs = optimizer.compute_gradients(loss)
+        train = cuda_convnet.apply_gradients(optimizer, pairs, loss, step)
     expected, change = start.copy(), np.zeros([2, 3])
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
