@@ -49,6 +49,7 @@ row, so half a point may be chance. Made at commit f1788d4, too:
 Muon: Keller Jordan and others, 2024, https://kellerjordan.github.io/posts/muon/
 """
 
+import collections
 import sys
 
 import cifar10
@@ -58,7 +59,8 @@ from experiments import train_and_evaluate
 from support import devices, flags, script
 from support.compat import tf
 
-STEPS = {'long': 40000, 'short': 8000}  # The rate ends at 0 with the last step.
+Recipe = collections.namedtuple('Recipe', 'steps batch_size')
+RECIPES = {'long': Recipe(40000, 128), 'short': Recipe(8000, 144)}
 RATE = 0.01  # At its highest.
 WARM_UP = 0.05  # Fraction of the steps.
 MOMENTUM = 0.95
@@ -69,7 +71,7 @@ MIX_POWER = 4  # The average part of the other image is 1 / 2 / (1 + 4), a tenth
 MOVING_AVERAGE_DECAY = 0.99
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('recipe', 'long', sorted(STEPS), 'The recipe, which sets the number of steps.')
+flags.DEFINE_enum('recipe', 'long', sorted(RECIPES), 'How long to train, and with what batches.')
 flags.adopt_module_key_flags(cifar10_multi_gpu_train)
 
 
@@ -197,9 +199,11 @@ def apply_gradients(optimizer, gradients, total_loss, global_step):
 
 
 def main(argv=None):
+    recipe = RECIPES[FLAGS.recipe]
     FLAGS.set_default('train_dir', '/tmp/cifar10_faster')
+    FLAGS.set_default('batch_size', recipe.batch_size)
     this_module = sys.modules[__name__]
-    return train_and_evaluate(this_module, STEPS[FLAGS.recipe], use_moving_averages=True)
+    return train_and_evaluate(this_module, recipe.steps, use_moving_averages=True)
 
 
 if __name__ == '__main__':
