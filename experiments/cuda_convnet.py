@@ -8,10 +8,16 @@ log has 12.6 % with ten views.
     all five files from the start      15.1 %     12.4 %    an Intel Xeon with AMX: 0.068 s a step
     all five files from the start      15.3 %     12.4 %    an AMD EPYC (Zen 4): 0.080 s a step
     four files first, as he did        15.2 %     12.2 %    an AMD EPYC (Zen 4): 0.080 s a step
+    all five files, in float32         15.0 %     12.6 %    an AMD EPYC (Zen 4): 0.132 s a step
 
-At these rates 13pct takes 62 or 73 minutes. The runs took longer: other jobs shared the cores. A
-difference of 0.2 may be chance: with 10,000 images, the standard error is 0.3. Not trained yet:
-11pct, and 13pct in float32, which takes 0.13 s a step on the AMD.
+At these rates 13pct takes 62 or 73 minutes, and two hours in float32. The runs took longer: other
+jobs shared the cores. A difference of 0.3 may be chance: it is the standard error with 10,000
+images. So neither bfloat16 nor the fifth file from the start shows an effect.
+
+11pct is not trained yet. On both cores of the AMD a step takes 0.064 s, or 0.057 s as two towers:
+
+    TF_NUM_INTRAOP_THREADS=1 python -m experiments.cuda_convnet --net=11pct --use_fp16 \
+        --num_gpus=2 --batch_size=64
 
     python -m experiments.cuda_convnet --net=13pct --use_fp16
     python -m experiments.cuda_convnet --net=11pct --use_fp16
