@@ -14,13 +14,14 @@ At these rates 13pct takes 62 or 73 minutes, and two hours in float32. The runs 
 jobs shared the cores. A difference of 0.3 may be chance: it is the standard error with 10,000
 images. So neither bfloat16 nor the fifth file from the start shows an effect.
 
-11pct is not trained yet. On both cores of the AMD a step takes 0.064 s, or 0.057 s as two towers:
+    python -m experiments.cuda_convnet --net=13pct --use_fp16
+    python -m experiments.cuda_convnet --net=11pct --use_fp16
+
+11pct is not trained yet. On both cores of the AMD a step takes 0.064 s, or 0.057 s as two towers of
+64 images:
 
     TF_NUM_INTRAOP_THREADS=1 python -m experiments.cuda_convnet --net=11pct --use_fp16 \
         --num_gpus=2 --batch_size=64
-
-    python -m experiments.cuda_convnet --net=13pct --use_fp16
-    python -m experiments.cuda_convnet --net=11pct --use_fp16
 
 The tutorial's network descends from these two (Alex Krizhevsky, 2011). Each is named after its
 error on the test set with ten views, and defined by two files, layers-conv-local-13pct.cfg and
