@@ -2,7 +2,7 @@
 
 python -m experiments.NAME --use_fp16
 
-Each runs on several GPUs, too: with --num_gpus=2 --batch_size=64, a step still has 128 images.
+On two GPUs, add --num_gpus=2 --batch_size=64: a step still has 128 images.
 """
 
 import cifar10
@@ -17,7 +17,7 @@ def train_and_evaluate(model, max_steps, use_moving_averages):
     """Trains a model, and evaluates it on the test set with one view and with ten.
 
     Args:
-      model: a module with the functions of cifar10; instead of train(), only its two halves.
+      model: a module with the functions of cifar10, except train().
       max_steps, use_moving_averages: the defaults of these flags.
 
     Returns:

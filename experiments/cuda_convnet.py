@@ -11,8 +11,8 @@ log has 12.6 % with ten views.
     all five files, in float32         15.0 %     12.6 %    an AMD EPYC (Zen 4): 0.132 s a step
 
 At these rates 13pct takes 62 or 73 minutes, and two hours in float32. The runs took longer: other
-jobs shared the cores. A difference of 0.3 may be chance: it is the standard error with 10,000
-images. So neither bfloat16 nor the fifth file from the start shows an effect.
+jobs shared the cores. A difference of 0.3 may be chance, because the standard error with
+10,000 images is that large. So these runs show no effect of bfloat16 or of the fifth file.
 
     python -m experiments.cuda_convnet --net=13pct --use_fp16
     python -m experiments.cuda_convnet --net=11pct --use_fp16
@@ -190,9 +190,9 @@ def learning_rate(global_step):
 
 
 def optimizer(global_step, images_per_step):
-    """Momentum at a rate of 1: apply_gradients() has scaled the gradients by their rates before.
+    """Momentum at a rate of 1, because apply_gradients() multiplies the gradients by their rates.
 
-    So a drop of the rate does not affect earlier gradients, which the momentum has summed up.
+    If the momentum did it, a drop of the rate would also affect the gradients of earlier steps.
     """
     return devices.scale_loss(tf.train.MomentumOptimizer(1.0, MOMENTUM), FLAGS.use_fp16)
 
