@@ -53,7 +53,7 @@ MIX_POWER = 4  # The average part of the other image is 1 / 2 / (1 + 4), a tenth
 MOVING_AVERAGE_DECAY = 0.99
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('recipe', 'long', sorted(RECIPES), 'Sets the defaults of --max_steps and --batch_size.')
+flags.DEFINE_enum('recipe', 'long', sorted(RECIPES), 'Chooses --max_steps and --batch_size.')
 flags.adopt_module_key_flags(cifar10_multi_gpu_train)
 
 

@@ -6,7 +6,7 @@ import time
 import cifar10_input
 from support.compat import tf
 
-os.environ['TF_NUM_INTEROP_THREADS'] = '2'  # One is for wait(). A single core has only one.
+os.environ['TF_NUM_INTEROP_THREADS'] = '2'  # One for wait(), even on a single core.
 
 GATE = None
 read_cifar10 = cifar10_input.read_cifar10
