@@ -71,6 +71,11 @@ def mean_image():
     return image[4:-4, 4:-4]
 
 
+def standardize(crops):
+    """[n, 24, 24, 3] float32 crops, 0 to 255 -> the same minus the mean image."""
+    return crops - mean_image()
+
+
 def training_files():
     """Paths of the five training files; with --four_files_first, at first only of four.
 
@@ -89,9 +94,9 @@ def distorted_inputs():
         # The queue holds a single name, so that training_files() is run again in every epoch.
         filename_queue = tf.train.string_input_producer(training_files(), capacity=1)
         record = cifar10_input.read_cifar10(filename_queue, cifar10_input.RECORDS_PER_READ)
-        images = tf.cast(cifar10_input.random_crop_and_flip(record.uint8image), tf.float32)
+        crops = tf.cast(cifar10_input.random_crop_and_flip(record.uint8image), tf.float32)
         images, labels = tf.train.shuffle_batch(
-            [images - mean_image(), record.label[:, 0]],
+            [standardize(crops), record.label[:, 0]],
             batch_size=FLAGS.batch_size,
             num_threads=cifar10_input.NUM_PREPROCESS_THREADS,
             capacity=22000,
@@ -105,14 +110,13 @@ def distorted_inputs():
 def inputs(eval_data, num_epochs=None, num_views=1):
     """As cifar10.inputs(), but minus the mean image instead of standardized."""
     batch_size = max(1, FLAGS.batch_size // num_views)
-    mean = mean_image()
     return cifar10_input.inputs(
         eval_data,
         cifar10.data_folder(),
         batch_size,
         num_epochs,
         crop=views.cropper(num_views, cifar10_input.IMAGE_SIZE),
-        standardize=lambda crops: crops - mean,
+        standardize=standardize,
     )
 
 

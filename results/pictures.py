@@ -58,8 +58,8 @@ def draw_losses(rows):
             linewidth=0.5,
             label=label + ', last batch alone',
         )
-    decay = column(rows, 'local3/weight_loss') + column(rows, 'local4/weight_loss')
-    if np.isfinite(decay).any():  # experiments/faster.py: the decay is not in the loss.
+    decay = column(rows, 'total_loss') - column(rows, 'cross_entropy')
+    if decay.any():  # experiments/faster.py: the decay is not in the loss.
         axes.plot(steps, decay, label='weight decay', linewidth=1)
     axes.set(xlabel='step', yscale='log')
     for set_formatter in axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter:
@@ -71,17 +71,18 @@ def draw_losses(rows):
 
 def draw_precision(rows):
     figure, axes = subplots(figsize=(9, 4.5))
-    steps, with_averages = column(rows, 'step'), column(rows, 'precision')
-    for values, label in [
-        (with_averages, 'with moving averages'),
-        (column(rows, 'precision without averages'), 'without'),
-    ]:
+    steps, evaluated = column(rows, 'step'), column(rows, 'precision')
+    without = column(rows, 'precision without averages')
+    curves = {'with moving averages': evaluated, 'without': without}
+    if np.isnan(without).all():
+        curves = {'without moving averages': evaluated}
+    for label, values in curves.items():
         axes.plot(steps, values, '.-', label=label)
         axes.annotate(f'{values[-1]:.3f}', (steps[-1], values[-1]))
     axes.set(xlabel='step', ylabel='precision @ 1 on the test set', ylim=(0, 1))
-    last = with_averages[-1]
+    last = evaluated[-1]
     # In a long run, show the end: the climb of the first steps would hide it.
-    if np.count_nonzero(with_averages > last - 0.2) > 10:
+    if np.count_nonzero(evaluated > last - 0.2) > 10:
         axes.set_ylim(last - 0.2, last + 0.02)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -99,10 +100,13 @@ def predict(checkpoint):
     records = np.fromfile(path, np.uint8).reshape(-1, cifar10_input.RECORD_BYTES)
     size = cifar10_input.RECORD_SIZE
     images = records[:, 1:].reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
+    model = record.MODELS[FLAGS.model]
+    standardize = getattr(model, 'standardize', cifar10_input.standardize)
+    FLAGS.use_moving_averages = record.has_averages(checkpoint)
     with tf.Graph().as_default():
         batch = tf.placeholder(tf.uint8, [None, size, size, 3])
         crops = tf.cast(cifar10_input.central_crop(batch), tf.float32)
-        probabilities = tf.nn.softmax(cifar10.inference(cifar10_input.standardize(crops)))
+        probabilities = tf.nn.softmax(model.inference(standardize(crops)))
         variables = cifar10_eval.model_variables()
         checkpoints.check(checkpoint, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
@@ -113,7 +117,8 @@ def predict(checkpoint):
                     for part in np.array_split(images, -(-len(images) // 500))
                 ]
             )
-            filters = session.run(variables['conv1/weights/ExponentialMovingAverage'])
+            (conv1,) = [v for v in variables.values() if v.op.name == 'conv1/weights']
+            filters = session.run(conv1)
     return images, records[:, 0], predicted, filters
 
 

@@ -3,14 +3,18 @@
     python cifar10_train.py --train_dir=/data/run --max_to_keep=0
     python results/record.py --train_dir=/data/run --record_dir=/data/record
 
+For a run of experiments/cuda_convnet.py, add --model=cuda_convnet and its --net.
+
 It writes to --record_dir:
 
     losses.csv         every 100 steps: time, losses raw and averaged, learning rate; the first step
                        is step 1, as in TensorBoard
     checkpoints.csv    for checkpoints 2,500 steps apart: the same without the raw losses, and
-                       precision @ 1 on the test set with and without moving averages
-    model.ckpt-STEP    only the moving averages of the newest checkpoint, which is all that the
-                       evaluator needs, in half the size; with `checkpoint` and batches.meta.txt
+                       precision @ 1 on the test set with and without moving averages, or only
+                       `precision` if the run has none
+    model.ckpt-STEP    what the evaluator reads of the newest checkpoint, in half the size: only the
+                       moving averages, or else the variables; with `checkpoint` and
+                       batches.meta.txt
 
 `hours` is the time during which a trainer was running. When run again, the script evaluates only
 the checkpoints that are not in the table yet.
@@ -28,10 +32,14 @@ import cifar10
 import cifar10_eval
 import cifar10_input
 import cifar10_train
+from experiments import cuda_convnet
 from support import checkpoints, dataset, devices, flags, script
 from support.compat import tf
 
+MODELS = {'cifar10': cifar10, 'cuda_convnet': cuda_convnet}
+
 FLAGS = flags.FLAGS
+flags.DEFINE_enum('model', 'cifar10', sorted(MODELS), 'The module that defines the network.')
 flags.DEFINE_string('record_dir', '/tmp/cifar10_record', 'Folder for the tables and the model.')
 flags.DEFINE_integer(
     'record_steps',
@@ -40,6 +48,7 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.adopt_module_key_flags(cifar10_train)
+flags.declare_key_flag('net')
 
 # Column of the tables -> tag in TensorBoard.
 TAGS = {
@@ -119,12 +128,18 @@ def every(paths, steps):
     return chosen
 
 
+def has_averages(path):
+    """Does a checkpoint hold moving averages?"""
+    names = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+    return any(name.endswith('/ExponentialMovingAverage') for name in names)
+
+
 def precision(path, averages):
     """Precision @ 1 of a checkpoint on the test set, with or without moving averages."""
     FLAGS.eval_data, FLAGS.views, FLAGS.use_moving_averages = 'test', '1', averages
     total = cifar10_input.num_examples(True, cifar10.data_folder())
     with tf.Graph().as_default():
-        is_correct = cifar10_eval.correct_predictions(cifar10)
+        is_correct = cifar10_eval.correct_predictions(MODELS[FLAGS.model])
         variables = cifar10_eval.model_variables()
         checkpoints.check(path, variables)
         with tf.Session(config=devices.session_config(FLAGS.use_fp16)) as session:
@@ -153,43 +168,33 @@ def evaluate(paths, losses, table):
         except script.UserError as error:
             print(f'Skipping {script.printable(str(error))}')
             continue
-        row['precision'] = f'{precision(path, averages=True):.4f}'
-        row['precision without averages'] = f'{precision(path, averages=False):.4f}'
+        averages = has_averages(path)
+        row['precision'] = f'{precision(path, averages):.4f}'
+        text = f'step {step}: precision @ 1 = {row["precision"]}'
+        if averages:
+            row['precision without averages'] = f'{precision(path, averages=False):.4f}'
+            text += f', without averages {row["precision without averages"]}'
         rows[step] = row
         write_table(table, CHECKPOINTS_COLUMNS, rows)
-        print(
-            f'step {step}: precision @ 1 = {row["precision"]}, '
-            f'without averages {row["precision without averages"]}'
-        )
+        print(text)
 
 
-def save_averages(path, folder):
-    """Writes a checkpoint that holds only the moving averages. Returns its path.
+def save_model(path, folder):
+    """Writes a checkpoint of only what the evaluator reads. Returns its path.
 
     Raises:
-      script.UserError: the checkpoint is damaged or has none.
+      script.UserError: the checkpoint is damaged or of another model.
     """
     checkpoints.check(path)
-    reader = tf.train.load_checkpoint(path)
-    names = sorted(
-        name
-        for name in reader.get_variable_to_shape_map()
-        if name.endswith('/ExponentialMovingAverage')
-    )
-    if not names:
-        raise script.UserError(f'{path} holds no moving averages')
-    saved = os.path.join(folder, os.path.basename(path))
+    FLAGS.use_moving_averages = has_averages(path)
     with tf.Graph().as_default(), tf.Session() as session:
-        session.run(
-            tf.raw_ops.SaveV2(
-                prefix=saved,
-                tensor_names=names,
-                shape_and_slices=[''] * len(names),
-                tensors=[tf.constant(reader.get_tensor(name)) for name in names],
-            )
-        )
-    tf.train.update_checkpoint_state(os.path.abspath(folder), os.path.basename(saved))
-    return saved
+        cifar10_eval.correct_predictions(MODELS[FLAGS.model])
+        variables = cifar10_eval.model_variables()
+        checkpoints.check(path, variables)
+        checkpoints.restore(session, path, variables)
+        saver = tf.train.Saver(variables, save_relative_paths=True)
+        saved = os.path.join(folder, os.path.basename(path))
+        return saver.save(session, saved, write_meta_graph=False)
 
 
 def main(argv=None):
@@ -211,7 +216,7 @@ def main(argv=None):
     chosen = every(saved, FLAGS.record_steps)
     print(f'Evaluating {len(chosen)} of {len(saved)} checkpoints.')
     evaluate(chosen, losses, table)
-    print(f'Saved {save_averages(saved[-1], FLAGS.record_dir)}.')
+    print(f'Saved {save_model(saved[-1], FLAGS.record_dir)}.')
     dataset.write_class_names(FLAGS.record_dir, cifar10.class_names())
 
 

@@ -132,6 +132,36 @@ def test_record_of_the_wrong_run_is_rejected(data_dir, run_dir, record_copy, tmp
     assert after == before
 
 
+def test_record_of_an_experiment_holds_its_variables(start, data_dir, tmp_path, capsys):
+    """cuda_convnet has another network and another input, and no moving averages."""
+    run, target = str(tmp_path / 'run'), str(tmp_path / 'record')
+    flags = f'--data_dir={data_dir}', '--batch_size=8', '--max_steps=2'
+    trainer = start('experiments/cuda_convnet.py', f'--train_dir={run}', *flags)
+    assert trainer.wait() == 0, trainer.stdout + trainer.stderr
+    harness.set_flags(model='cuda_convnet')
+    make_record(data_dir, run, target, None)
+    assert 'without averages' not in capsys.readouterr().out
+    *_, row = table(tmp_path / 'record', 'checkpoints.csv')
+    assert row['precision without averages'] == ''
+
+    trained = reference.read_checkpoint(f'{run}/model.ckpt-2')
+    values = reference.read_checkpoint(f'{target}/model.ckpt-2')
+    assert set(trained) - set(values) == {'global_step'} | {name + '/Momentum' for name in values}
+    assert all((values[name] == trained[name]).all() for name in values)
+
+    evaluator = start('experiments/cuda_convnet.py', f'--checkpoint_dir={target}', *flags[:2])
+    assert evaluator.wait() == 0, evaluator.stdout + evaluator.stderr
+    assert 'Training in' not in evaluator.stdout
+    one_view, _ = re.findall(r'precision @ 1 = (\S+)', evaluator.stdout)
+    assert float(one_view) == pytest.approx(float(row['precision']), abs=0.001)
+
+    with flagsaver.flagsaver(data_dir=data_dir):
+        _, labels, probabilities, filters = pictures.predict(f'{target}/model.ckpt-2')
+    accuracy = np.mean(probabilities.argmax(axis=1) == labels)
+    assert f'{accuracy:.4f}' == row['precision']
+    assert (filters == trained['conv1/weights']).all()
+
+
 def test_pictures_need_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     with pytest.raises(script.UserError, match='pip install matplotlib'):
