@@ -18,7 +18,8 @@ EVAL    = $(call folder,eval_dir,EVAL_DIR)
 FLAGS   = $(value ARGS)
 
 WORKERS   = 1
-EXERCISES = $(filter-out __init__,$(basename $(notdir $(wildcard exercises/solutions/*.py))))
+modules   = $(filter-out __init__,$(basename $(notdir $(wildcard $(1)/*.py))))
+EXERCISES = $(call modules,exercises/solutions)
 
 help: ## this list
 	@echo 'Usage: make TARGET [TF=1|2] [ARGS="--flag=value ..."] [TRAIN_DIR=...]'
@@ -40,6 +41,9 @@ solution: ## run the same check on our solution: NAME=softmax
 exercise solution:
 	$(if $(filter $(NAME),$(EXERCISES)),,$(error NAME=$(NAME) is no exercise. Choose one of: $(EXERCISES)))
 	@$(ENVIRONMENT) --with=exercises -- -m exercises.$(NAME) $(if $(filter solution,$@),--solution) $(FLAGS)
+experiment: ## train and evaluate an experiment: NAME=faster
+	$(if $(filter $(NAME),$(call modules,experiments)),,$(error NAME=$(NAME) is no experiment. Choose one of: $(call modules,experiments)))
+	$(RUN) -m experiments.$(NAME) $(DATA) $(TRAIN) $(EVAL) $(FLAGS)
 
 multi-gpu: ## train on several GPUs: ARGS="--num_gpus=2"
 	$(RUN) cifar10_multi_gpu_train.py $(DATA) $(TRAIN) $(FLAGS)

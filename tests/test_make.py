@@ -186,7 +186,11 @@ def test_make_passes_folders_and_arguments_unchanged():
 
 
 def test_make_reports_a_wrong_argument_before_it_installs():
-    for arguments, hint in [('exercise', 'NAME=sotfmax'), 'softmax'], [('convert',), 'DATA_DIR=']:
+    for arguments, hint in [
+        (('exercise', 'NAME=sotfmax'), 'softmax'),
+        (('experiment',), 'faster'),
+        (('convert',), 'DATA_DIR='),
+    ]:
         made = make(*arguments)
         assert made.returncode == 2 and made.stdout == ''
         assert hint in made.stderr and '__init__' not in made.stderr
