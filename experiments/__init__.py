@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 def train_and_evaluate(model, max_steps, use_moving_averages):
     """Trains a model, and evaluates it on the test set with one view and with ten.
 
-    With --checkpoint_dir, it evaluates the model there and trains none.
+    With --checkpoint_dir, it only evaluates the model in that folder; with --views, only those.
 
     Args:
       model: a module with the functions of cifar10, except train().
@@ -36,6 +36,7 @@ def train_and_evaluate(model, max_steps, use_moving_averages):
             return status
         FLAGS.checkpoint_dir = FLAGS.train_dir
     FLAGS.run_once = True
-    for FLAGS.views in '1', '10':
+    views = ['1', '10'] if FLAGS['views'].using_default_value else [FLAGS.views]
+    for FLAGS.views in views:
         cifar10_eval.evaluate(model)
     return 0

@@ -23,8 +23,8 @@ and the published error is 11 %.
         --num_gpus=2 --batch_size=64 --max_steps=148438
     python -m experiments.cuda_convnet --net=11pct --checkpoint_dir=results/11pct
 
-Two towers of 64 images compute what one of 128 does. On the AMD they take 0.057 s a step while no
-other job runs, and one tower takes 0.064 s.
+Two towers of 64 images compute the same as one of 128, in 0.057 instead of 0.064 s a step on both
+cores of the AMD. During the long run other jobs slowed them down.
 
 The tutorial's network descends from these two (Alex Krizhevsky, 2011). Each is named after its
 error on the test set with ten views, and defined by two files, layers-conv-local-13pct.cfg and
