@@ -7,6 +7,7 @@ version 2 is off and the console is quiet, whichever module is imported first.
 import ctypes
 import contextlib
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -21,6 +22,12 @@ if _is_quiet:
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
     except OSError:  # Without an NVIDIA driver, the missing driver is no error either.
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+
+
+# On its own, TensorFlow 2 uses oneDNN's convolutions only on CPUs with AVX-512 VNNI or newer
+# instructions. On a CPU with AVX2 alone, a training step takes two thirds of the time with them.
+if platform.machine() in ('x86_64', 'AMD64'):
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
 
 @contextlib.contextmanager

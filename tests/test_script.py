@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import cifar10_multi_gpu_train
 import cifar10_train
 from results import record
 from support import script
+from support.compat import tf
 from tests import clusters, harness
 from tests.test_make import project  # noqa: F401 -- A fixture.
 from tools import environment
@@ -140,6 +142,22 @@ def test_failed_import_prints_what_tensorflow_printed():
     assert result.returncode == 1
     assert result.stderr.startswith('GLIBC is too old\n')
     assert 'ImportError: cannot load the library' in result.stderr
+
+
+@pytest.mark.skipif(
+    tf.__version__.startswith('1.') or platform.machine() != 'x86_64',
+    reason='1.15 has no oneDNN, and on other CPUs TensorFlow decides',
+)
+def test_onednn_is_on_unless_switched_off():
+    code = 'import support.compat; from tensorflow.python.util import _pywrap_util_port as port'
+    for setting, is_on in ({}, 'True'), ({'TF_ENABLE_ONEDNN_OPTS': '0'}, 'False'):
+        printed = subprocess.check_output(
+            [sys.executable, '-c', code + '; print(port.IsMklEnabled())'],
+            cwd=harness.FOLDER,
+            env=dict(harness.script_environment(), **setting),
+            universal_newlines=True,
+        )
+        assert printed == is_on + '\n'
 
 
 # --- Locks ---------------------------------------------------------------------
